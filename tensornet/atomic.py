@@ -1,0 +1,80 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensornet.errors import WriteError
+
+
+def write_file(path: str | Path, data: bytes | str) -> None:
+    """Write ``data`` beside ``path``, then rename it into place.
+
+    Raises:
+        WriteError: it cannot be written (no such folder, no permission, a full disk); what was there is still there.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) -> None:
+    """Write a folder of ``files`` beside ``path``, then rename it into place.
+
+    Args:
+        path: the folder; its parents are made.
+        files: contents by file name.
+        mark: the name of a file that tells such a folder: only a folder that has it, or is empty, is replaced.
+
+    Raises:
+        WriteError: it cannot be written, or something else is at ``path``; what was there is still there.
+    """
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
+        raise WriteError(f"{path} is a folder that holds other things (no {mark}); choose another place")
+    if path.exists() and not path.is_dir():
+        raise WriteError(f"{path} is a file; choose another place")
+    temporary, old = None, None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary.chmod(0o777 & ~_umask())
+        for name, data in files.items():
+            write_file(temporary / name, data)
+        if path.exists():
+            old = temporary.with_name(temporary.name + ".old")
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        if old is not None and old.exists() and not path.exists():
+            old.rename(path)
+        raise WriteError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        for leftover in (temporary, old):
+            if leftover is not None and leftover.exists() and path.exists():
+                shutil.rmtree(leftover, ignore_errors=True)
+            elif leftover is temporary and leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

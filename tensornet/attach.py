@@ -1,0 +1,158 @@
+"""Layers of the backbone with a slot, through which they meet the task that is set.
+
+A layer keeps its place, its parameters and its type: only its class is replaced by a subclass made of `Attached` and that
+class, in which the adapted weights are properties. An empty slot leaves the layer what it was.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tensornet.delta import Delta
+from tensornet.errors import StateError
+
+
+class Unroutable(StateError):
+    """A weight was read outside its layer's forward, where the rows of a mixed batch cannot be told apart."""
+
+
+class Content:
+    """What one task puts into a slot: deltas by parameter name, and a module that takes the layer's place."""
+
+    def __init__(self, deltas: dict[str, Delta] | None = None, replacement: nn.Module | None = None) -> None:
+        self.deltas = deltas or {}
+        self.replacement = replacement
+
+
+class Router(Protocol):
+    """Runs one layer for a batch whose rows belong to several tasks; see `mixed`."""
+
+    def run(self, module: Attached, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of ``module`` for all rows; ``forward`` is the layer's own."""
+
+
+class Slot:
+    """What the layer's forward looks at: the content of the task that is set, or one per segment of a mixed batch."""
+
+    def __init__(self, is_head: bool = False) -> None:
+        self.is_head = is_head
+        self.clear()
+
+    def clear(self) -> None:
+        """No task: the layer is the backbone's own."""
+        self.deltas: dict[str, Delta] = {}
+        self.replacement: nn.Module | None = None
+        self.on_activations = False
+        self.inside = False
+        self.router: Router | None = None
+        self.contents: list[Content] = []
+        self.cache: dict[str, tuple[Any, Tensor]] = {}
+
+    @contextmanager
+    def reading_the_backbone(self) -> Iterator[None]:
+        """Inside, the layer reads its own W: the delta is added to its output."""
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+
+
+class Attached(nn.Module):
+    """Mix-in of a layer that has a slot; see `attach`."""
+
+    _slot: Slot
+    _base: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        slot = self._slot
+        if slot.router is not None:
+            return slot.router.run(self, super().forward, args, kwargs)
+        if slot.replacement is not None:
+            return slot.replacement(*args, **kwargs)
+        if slot.on_activations:
+            (delta,) = slot.deltas.values()
+            with slot.reading_the_backbone():
+                y = super().forward(*args, **kwargs)
+            return y + delta.branch(self, *args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+
+class AttachedNorm(Attached):
+    """An attached normalisation layer: the shared one uses its running statistics, whatever the mode."""
+
+    def train(self, mode: bool = True) -> AttachedNorm:
+        return super().train(False)
+
+
+def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, norm: bool = False, head: bool = False) -> None:
+    """Give ``module`` a slot, and properties in place of the named parameters; again for more of them.
+
+    Raises:
+        StateError: the module is scripted, or its class cannot be subclassed in place.
+    """
+    cls = type(module)
+    if isinstance(module, Attached):
+        base = cls._base
+        known = tuple(name for name, value in vars(cls).items() if isinstance(value, property))
+        parameters = (*known, *(name for name in parameters if name not in known))
+        norm = norm or isinstance(module, AttachedNorm)
+    else:
+        base = cls
+        module.__dict__["_slot"] = Slot()
+    if isinstance(module, torch.jit.ScriptModule):
+        raise StateError(f"a scripted module cannot be adapted; got {base.__name__}")
+    module.__class__ = _attached_class(base, parameters, norm)
+    slot: Slot = module.__dict__["_slot"]
+    slot.is_head = slot.is_head or head
+    if norm:
+        module.eval()
+
+
+def detach(module: nn.Module) -> None:
+    """Make ``module`` what it was before `attach`."""
+    assert isinstance(module, Attached)
+    module.__class__ = module._base
+    del module.__dict__["_slot"]
+
+
+@functools.cache
+def _attached_class(base: type[nn.Module], parameters: tuple[str, ...], norm: bool) -> type[nn.Module]:
+    body: dict[str, Any] = {name: _effective_weight(name) for name in parameters}
+    body |= {"_base": base, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (AttachedNorm if norm else Attached, base), body)
+
+
+def _effective_weight(name: str) -> property:
+    def read(module: nn.Module) -> Tensor | None:
+        return _effective(module, name)
+
+    return property(read)
+
+
+def _effective(module: nn.Module, name: str) -> Tensor | None:
+    """What a layer reads as its weight: W, or W + ΔW of the task that is set; kept while neither changes."""
+    weight = module._parameters[name]
+    slot: Slot = module.__dict__["_slot"]
+    if slot.router is not None and not slot.inside and any(name in content.deltas for content in slot.contents):
+        raise Unroutable(f"'{name}' of a {type(module).__name__} is read outside its forward")
+    delta = slot.deltas.get(name)
+    if delta is None or slot.inside or weight is None:
+        return weight
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return delta.added_to(weight)
+    held = [weight, *delta.decomposition.factors().values()]
+    if any(tensor.is_inference() for tensor in held):
+        return delta.added_to(weight)
+    state = [(tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in held]
+    known = slot.cache.get(name)
+    if known is None or known[0][0] != state or known[0][1] is not delta:
+        alive = [tensor.detach() for tensor in held]  # memory that is kept cannot be handed out at the same address
+        known = slot.cache[name] = ((state, delta, alive), delta.added_to(weight))
+    return known[1]

@@ -1,0 +1,183 @@
+"""What to adapt and how, as data: frozen, checked, JSON both ways."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from tensornet.errors import ConfigError, near
+from tensornet.registry import DECOMPOSITIONS, FOLDINGS
+from tensornet.shapes import Rank, check_rank
+
+Patterns = str | tuple[str, ...]
+"""A list of names that end a module path, or one regular expression that matches the whole path."""
+
+NONE = "none"
+"""Where a decomposition is named: no delta."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one tensor is decomposed: a decomposition with a rank or with a budget; unset parts come from the config.
+
+    Attributes:
+        decomposition: a registered name, "none" for no delta, or None.
+        rank: as in `AdaptConfig`.
+        budget: as in `AdaptConfig`.
+    """
+
+    decomposition: str | None = None
+    rank: Rank | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.decomposition not in (None, NONE):
+            DECOMPOSITIONS.get(self.decomposition)  # type: ignore[arg-type]
+        if self.rank is not None:
+            object.__setattr__(self, "rank", check_rank(self.rank))
+        if self.rank is not None and self.budget is not None:
+            raise ConfigError(f"give a rank or a budget, not both; got rank={self.rank} and budget={self.budget}")
+        if self.budget is not None:
+            ok = isinstance(self.budget, int | float) and not isinstance(self.budget, bool) and 0 < self.budget <= 1
+            if not ok:
+                raise ConfigError(f"budget must be a share of the dense parameters, in (0, 1]; got {self.budget!r}")
+
+    def over(self, default: Choice) -> Choice:
+        """This choice with what it leaves unset taken from ``default``."""
+        sized = self if self.rank is not None or self.budget is not None else default
+        return Choice(self.decomposition or default.decomposition, sized.rank, sized.budget)
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Which weights of a backbone get a delta, and how it is stored.
+
+    `AdaptConfig(decomposition="cp", rank=R)` is the method of Factorized Tensor Networks (arXiv 2310.06124).
+
+    Attributes:
+        decomposition: a registered name, or "none" for no deltas at all.
+        rank: the CP rank, or every Tucker or TT rank clipped to what the shape allows; a tuple has to fit.
+            8 where neither rank nor budget is given.
+        budget: instead of a rank, the share in (0, 1] of the dense tensor's parameters that a delta may have.
+        targets: the layers that get a delta: a list of names that end their paths, or one regular expression for the
+            whole path; None: every convolution and linear layer but the head.
+        exclude: layers that do not, in the same form.
+        layers: regular expression for the whole path → `Choice`, a dict of its fields, or a decomposition's name;
+            the last match wins.
+        folding: which weights make up one tensor: "layer" or "depth" or a registered name.
+        norms: "task": every normalisation layer is the task's own; "shared": none; or patterns of those that are.
+        head: path of the head; None: the last linear layer; "none": the backbone has no head to replace.
+        scale: the delta is multiplied by it.
+
+    Raises:
+        ConfigError: a value is not one of these; it names the field.
+    """
+
+    decomposition: str = "cp"
+    rank: Rank | None = None
+    budget: float | None = None
+    targets: Patterns | None = None
+    exclude: Patterns = ()
+    layers: Mapping[str, Choice] = field(default_factory=dict)
+    folding: str = "layer"
+    norms: Literal["task", "shared"] | Patterns = "task"
+    head: str | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        if not isinstance(self.decomposition, str):
+            raise ConfigError(f"decomposition must be a name; got {self.decomposition!r}")
+        choice = Choice(self.decomposition, self.rank, self.budget)
+        set_field(self, "rank", 8 if choice.rank is None and choice.budget is None else choice.rank)
+        FOLDINGS.get(self.folding)
+        for name in ("targets", "exclude", "norms"):
+            set_field(self, name, _patterns(name, getattr(self, name)))
+        if not isinstance(self.layers, Mapping):
+            raise ConfigError(f"layers must map patterns to choices; got {self.layers!r}")
+        set_field(self, "layers", {pattern: _choice(pattern, given) for pattern, given in self.layers.items()})
+        if self.head is not None and not isinstance(self.head, str):
+            raise ConfigError(f"head must be the path of a module, or 'none'; got {self.head!r}")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
+            raise ConfigError(f"scale must be a finite number; got {self.scale!r}")
+        if self.scale == 0:
+            raise ConfigError("scale must not be 0: the deltas would never train; use decomposition='none' for no deltas")
+        set_field(self, "scale", float(self.scale))
+
+    @property
+    def choice(self) -> Choice:
+        """The choice for every layer that `layers` does not name."""
+        return Choice(self.decomposition, self.rank, self.budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON has it."""
+        data = asdict(self)
+        data["layers"] = {
+            pattern: {key: value for key, value in choice.items() if value is not None}
+            for pattern, choice in data["layers"].items()
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(data))
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The config that ``to_dict`` wrote.
+
+        Raises:
+            ConfigError: an unknown key, or a value that is not allowed.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"a config is a table of settings; got {data!r}")
+        known = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise ConfigError(f"unknown setting {key!r}. {near(str(key), known, limit=20)}")
+        return cls(**data)
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that ``to_json`` wrote.
+
+        Raises:
+            ConfigError: not JSON, an unknown key, or a value that is not allowed.
+        """
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"a config in JSON was expected: {error}") from None
+
+
+def _patterns(name: str, given: object) -> Patterns | None:
+    if given is None and name == "targets":
+        return None
+    if isinstance(given, str):
+        return given
+    if isinstance(given, Sequence) and all(isinstance(pattern, str) for pattern in given):
+        return tuple(given)
+    raise ConfigError(f"{name} must be a list of names or one regular expression; got {given!r}")
+
+
+def _choice(pattern: object, given: object) -> Choice:
+    if not isinstance(pattern, str):
+        raise ConfigError(f"layers: a pattern is a string; got {pattern!r}")
+    if isinstance(given, Choice):
+        return given
+    if isinstance(given, str):
+        return Choice(given)
+    if isinstance(given, Mapping):
+        known = [f.name for f in fields(Choice)]
+        unknown = [key for key in given if key not in known]
+        if unknown:
+            raise ConfigError(f"layers[{pattern!r}]: unknown setting {unknown[0]!r}. {near(str(unknown[0]), known)}")
+        try:
+            return Choice(**given)
+        except ConfigError as error:
+            raise type(error)(f"layers[{pattern!r}]: {error}") from None
+    raise ConfigError(f"layers[{pattern!r}] must be a table with decomposition and rank, or a name; got {given!r}")

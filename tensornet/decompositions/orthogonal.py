@@ -1,0 +1,34 @@
+"""Factor matrices reduced to their triangular parts, so that norms and rounding work on small tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def orthonormal(matrix: Tensor) -> tuple[Tensor | None, Tensor]:
+    """``matrix`` (n × r) as Q (n × min(n, r), orthonormal columns; None for the identity) and R: QR = matrix."""
+    if matrix.shape[0] <= matrix.shape[1]:
+        return None, matrix
+    q, r = torch.linalg.qr(matrix)
+    return q, r
+
+
+def reduce(matrices: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor]]:
+    """`orthonormal` of each: a multilinear form in the R has the norm of the same form in the matrices."""
+    pairs = [orthonormal(matrix) for matrix in matrices]
+    return [q for q, _ in pairs], [r for _, r in pairs]
+
+
+def expand(bases: Sequence[Tensor | None], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Each matrix of the reduced problem back in the coordinates of the original modes."""
+    return [m if q is None else q @ m for q, m in zip(bases, matrices, strict=True)]
+
+
+def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best left (m × rank) and right (rank × n) of ``matrix``: Eckart and Young (1936), balanced singular values."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * v[:rank]

@@ -1,0 +1,110 @@
+"""Tucker decomposition: a core multiplied by a factor along every mode."""
+
+from __future__ import annotations
+
+import math
+
+import tensorly as tl
+import torch
+from tensorly.decomposition import tucker
+from tensorly.tenalg import mode_dot, multi_mode_dot
+from torch import Tensor
+
+from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, register
+from tensornet.decompositions.orthogonal import expand, reduce
+from tensornet.shapes import Rank, Shape, ranks_within
+
+
+@register("tucker")
+class Tucker(Decomposition):
+    """A = G ×_1 U_1 ×_2 U_2 … ×_n U_n (Tucker 1966; Kolda and Bader, SIAM Review 2009, eq. 4.1).
+
+    Factors: `core` of shape (R_1, …, R_n) and `factor_i` of shape (n_i, R_i). An int is the rank of every mode,
+    clipped to its length.
+    """
+
+    zero = "factor_0"
+
+    @classmethod
+    def feasible_rank(cls, shape: Shape, rank: Rank) -> tuple[int, ...]:
+        return ranks_within(rank, shape, f"Tucker of shape {tuple(shape)}")
+
+    @classmethod
+    def full_rank(cls, shape: Shape) -> tuple[int, ...]:
+        return tuple(shape)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, rank: Rank) -> dict[str, Shape]:
+        ranks = cls.feasible_rank(shape, rank)
+        return {"core": ranks} | {f"factor_{i}": (n, r) for i, (n, r) in enumerate(zip(shape, ranks, strict=True))}
+
+    @classmethod
+    def initial_scale(cls, name: str, size: Shape) -> float:
+        return super().initial_scale(name, size) if name == "core" else 1 / math.sqrt(size[0])
+
+    @classmethod
+    def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:
+        core, matrices = _parts(factors)
+        return tl.tucker_to_tensor((core, matrices))
+
+    @classmethod
+    def decompose(cls, tensor: Tensor, rank: Rank, seed: int) -> dict[str, Tensor]:
+        ranks = cls.feasible_rank(tuple(tensor.shape), rank)
+        core, matrices = tucker(tensor, list(ranks), n_iter_max=20, init="svd", tol=1e-6, random_state=seed)
+        return _named(core, matrices)
+
+    @classmethod
+    def take(cls, factors: Factors, shape: Shape, mode: int, index: int) -> Factors:
+        core, matrices = _parts(factors)
+        row = matrices.pop(mode)[index]
+        return _named(torch.tensordot(row, core, dims=([0], [mode])), matrices)
+
+    @classmethod
+    def bottleneck(cls, factors: Factors, shape: Shape) -> Bottleneck | None:
+        core, (out, into, *kernel) = _parts(factors)
+        if len(kernel) > 1:
+            return None
+        core = core @ kernel[0].T if kernel else core[:, :, None]
+        return Bottleneck(out, core, into.T)
+
+    @classmethod
+    def inner_product(cls, a: Factors, b: Factors, shape: Shape) -> Tensor:
+        core_a, matrices_a = _parts(a)
+        core_b, matrices_b = _parts(b)
+        between = [u.T @ v for u, v in zip(matrices_a, matrices_b, strict=True)]
+        return (core_a * multi_mode_dot(core_b, between)).sum()
+
+    @classmethod
+    def squared_norm(cls, factors: Factors, shape: Shape) -> Tensor:
+        core, matrices = _parts(factors)
+        _, small = reduce(matrices)
+        return multi_mode_dot(core, small).square().sum()
+
+    @classmethod
+    def round_factors(cls, factors: Factors, shape: Shape, rank: Rank, seed: int) -> dict[str, Tensor]:
+        core, matrices = _parts(factors)
+        bases, small = reduce(matrices)
+        for mode, matrix in enumerate(small):
+            core = mode_dot(core, matrix, mode)
+        if not core.any():
+            return {n: core.new_zeros(size) for n, size in cls.factor_shapes(shape, rank).items()}
+        ranks = cls.feasible_rank(shape, rank)
+        inner = tuple(min(r, n) for r, n in zip(ranks, core.shape, strict=True))
+        rounded_core, rounded = _parts(cls.decompose(core, inner, seed))
+        return _fitted(rounded_core, expand(bases, rounded), ranks)
+
+
+def _parts(factors: Factors) -> tuple[Tensor, list[Tensor]]:
+    return factors["core"], [factor for name, factor in factors.items() if name != "core"]
+
+
+def _named(core: Tensor, matrices: list[Tensor]) -> dict[str, Tensor]:
+    return {"core": core} | {f"factor_{i}": matrix for i, matrix in enumerate(matrices)}
+
+
+def _fitted(core: Tensor, matrices: list[Tensor], ranks: tuple[int, ...]) -> dict[str, Tensor]:
+    """Zeros up to ``ranks``, where the tensor itself had fewer."""
+    pad = [size for want, have in zip(reversed(ranks), reversed(core.shape), strict=True) for size in (0, want - have)]
+    core = torch.nn.functional.pad(core, pad)
+    wide = [torch.nn.functional.pad(m, (0, r - m.shape[1])) for m, r in zip(matrices, ranks, strict=True)]
+    return _named(core, wide)

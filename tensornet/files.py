@@ -1,0 +1,179 @@
+"""Tasks on disk: a folder of `task.json`, `task.safetensors` and a `README.md` card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from tensornet.atomic import write_folder
+from tensornet.card import card
+from tensornet.config import AdaptConfig
+from tensornet.decompositions import Decomposition
+from tensornet.errors import ConfigError, NonFiniteError, ShapeError, TaskFileError
+from tensornet.heads import describe
+from tensornet.names import check_task_name
+from tensornet.plan import TensorPlan
+from tensornet.records import FORMAT, VERSION, BackboneRecord, TaskRecord, parse, plans_of, record_of
+from tensornet.task import Task
+
+JSON, TENSORS, CARD = "task.json", "task.safetensors", "README.md"
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task as its folder holds it, without a backbone.
+
+    Attributes:
+        name: of the task.
+        config: what it was made from.
+        record: all of `task.json`.
+        tensors: every decomposed tensor, in network order.
+        norms: tensors of each normalisation layer of the task, by module path.
+        head: tensors of the head by name.
+    """
+
+    name: str
+    config: AdaptConfig
+    record: TaskRecord
+    tensors: tuple[tuple[TensorPlan, Decomposition], ...]
+    norms: Mapping[str, Mapping[str, Tensor]]
+    head: Mapping[str, Tensor]
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters of deltas, norms (running statistics are none) and head, and their total."""
+        counts = {
+            "deltas": sum(plan.parameters for plan, _ in self.tensors),
+            "norms": sum(t.numel() for norm in self.norms.values() for n, t in norm.items() if not _is_statistic(n)),
+            "head": sum(t.numel() for n, t in self.head.items() if not _is_statistic(n)),
+        }
+        return counts | {"total": sum(counts.values())}
+
+
+def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name: str, identity: dict[str, str]) -> None:
+    """Write ``task`` as the folder ``path``, whole or not at all.
+
+    Args:
+        path: a task folder that is there is replaced; anything else that is there stays.
+        task: to write.
+        backbone: on which it was trained, for the norms of its weights.
+        backbone_name, identity: tell it from others; see `fingerprint`.
+
+    Raises:
+        NonFiniteError: a tensor of the task holds NaN or infinity.
+        WriteError: as `write_folder`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for plan, module in task.tensors():
+        tensors |= {f"delta/{plan.fold.name}/{name}": factor for name, factor in module.factors().items()}
+    for layer, norm in task.own_norms().items():
+        tensors |= {f"norm/{layer}/{name}": tensor for name, tensor in norm.state_dict().items()}
+    if task.head is not None:
+        tensors |= {f"head/{name}": tensor for name, tensor in task.head.state_dict().items()}
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"task {task.name!r}: {key} holds NaN or infinity; did the training diverge?")
+    packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
+    data = save(packed, {"format": "pt"})
+    norms = {}
+    for plan, _ in task.tensors():
+        for member in plan.fold.members:
+            weight = backbone.get_submodule(member.target.module)._parameters[member.target.parameter]
+            assert weight is not None
+            norms[member.target.name] = float(weight.detach().double().norm())
+    hashes = dict(identity)
+    record = TaskRecord(
+        format=FORMAT,
+        format_version=VERSION,
+        name=task.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        config=task.config.to_dict(),
+        backbone=BackboneRecord(name=backbone_name, head=task.head_path, hash=hashes.pop("stored"), hash_as=hashes),
+        tensors={plan.fold.name: record_of(plan, norms) for plan, _ in task.tensors()},
+        norms={layer: type(norm).__name__ for layer, norm in task.own_norms().items()},
+        head=None if task.head is None else describe(task.head),
+    )
+    text = json.dumps(record.model_dump(), indent=1) + "\n"
+    write_folder(path, {JSON: text, TENSORS: data, CARD: card(task, backbone_name)}, mark=JSON)
+
+
+def read_task(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TaskFile:
+    """Read a task folder; no backbone is needed.
+
+    Args:
+        path: the folder.
+        device: where its tensors go.
+        dtype: of its floating-point tensors; as stored where it is None.
+
+    Raises:
+        TaskFileError: a file is missing, was changed, or is of a newer format, or its parts contradict each other.
+        UnknownNameError: a decomposition is not registered.
+    """
+    path = Path(path)
+    record = parse(_bytes(path, JSON), f"{path / JSON}")
+    data = _bytes(path, TENSORS)
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise TaskFileError(f"{path / TENSORS} is not the file that {JSON} describes: it was changed or cut short")
+    try:
+        name = check_task_name(record.name)
+        config = AdaptConfig.from_dict(record.config)
+        tensors = load(data)
+    except (SafetensorError, ConfigError, ValueError) as error:
+        raise TaskFileError(f"{path}: {error}") from None
+    plans = plans_of(record, str(path / JSON))
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise TaskFileError(f"{path / TENSORS}: {key} holds NaN or infinity")
+        own = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        tensors[key] = tensor.to(device, own)
+    return _assembled(name, config, record, plans, tensors, path)
+
+
+def _assembled(
+    name: str, config: AdaptConfig, record: TaskRecord, plans: list[TensorPlan], tensors: dict[str, Tensor], path: Path
+) -> TaskFile:
+    decomposed: list[tuple[TensorPlan, Decomposition]] = []
+    problems: list[str] = []
+    for plan in plans:
+        wanted = plan.cls.factor_shapes(plan.shape, plan.rank)
+        keys = {factor: f"delta/{plan.fold.name}/{factor}" for factor in wanted}
+        found = {factor: tensors.pop(key) for factor, key in keys.items() if key in tensors}
+        try:
+            decomposed.append((plan, plan.cls.from_factors(plan.shape, plan.rank, found)))
+        except ShapeError as error:
+            problems.append(f"{plan.fold.name}: {error}")
+    norms: dict[str, dict[str, Tensor]] = {layer: {} for layer in record.norms}
+    head: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        part, _, rest = key.partition("/")
+        layer, _, leaf = rest.rpartition("/")
+        if part == "norm" and layer in norms and leaf:
+            norms[layer][leaf] = tensor
+        elif part == "head" and rest and record.head is not None:
+            head[rest] = tensor
+        else:
+            problems.append(f"{key!r} is in {TENSORS} and not in {JSON}")
+    problems += [f"norm layer {layer!r} has no tensors" for layer, found in norms.items() if not found]
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems[:20])
+        raise TaskFileError(f"{path}: {JSON} and {TENSORS} contradict each other:{listed}")
+    return TaskFile(name, config, record, tuple(decomposed), norms, head)
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        what = "is no task folder" if not (path / name).exists() else "cannot be read"
+        raise TaskFileError(f"{path} {what}: {name}: {error.strerror}") from None
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")

@@ -1,0 +1,41 @@
+"""What identifies a backbone: a hash of its values outside the head."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+def fingerprint(backbone: nn.Module, head: str | None) -> dict[str, str]:
+    """SHA-256 over name, dtype, shape and bytes of every tensor outside the head.
+
+    Returns:
+        Under "stored" the hash in the dtypes as they are, and for each of float16, bfloat16, float32 and float64 the hash
+        of the same tensors with every floating-point value converted to it.
+    """
+    hashes = {"stored": hashlib.sha256()} | {name: hashlib.sha256() for name in DTYPES}
+    for name, tensor in tensors(backbone, head).items():
+        for label, digest in hashes.items():
+            same = label == "stored" or not tensor.is_floating_point()
+            converted = tensor if same else tensor.to(DTYPES[label])
+            digest.update(f"{name}|{converted.dtype}|{tuple(converted.shape)}|".encode())
+            digest.update(_bytes(converted))
+    return {label: digest.hexdigest() for label, digest in hashes.items()}
+
+
+def tensors(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
+    """Every parameter and buffer of the backbone outside its head, by name."""
+    return {
+        name: tensor.detach()
+        for name, tensor in backbone.state_dict().items()
+        if head is None or not name.startswith(head + ".")
+    }
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

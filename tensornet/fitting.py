@@ -1,0 +1,116 @@
+"""Whether a task fits a backbone, and the task made to fit it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tensornet.decompositions import Decomposition
+from tensornet.errors import MismatchError, ShapeError, TaskFileError
+from tensornet.files import TaskFile
+from tensornet.heads import build, input_width
+from tensornet.norms import own_copy
+from tensornet.task import Task
+
+
+def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | None) -> None:
+    """A head has to take what the backbone's head takes.
+
+    Raises:
+        ShapeError: it does not, or the backbone has no head to replace.
+    """
+    if head is None:
+        return
+    if head_path is None:
+        raise ShapeError("this backbone has no head to replace: it has no linear layer, or the config says head='none'")
+    own, theirs = input_width(backbone.get_submodule(head_path)), input_width(head)
+    if own is not None and theirs is not None and own != theirs:
+        raise ShapeError(f"the head takes {theirs} features, the backbone's {head_path!r} takes {own}: make it nn.Linear({own}, …)")
+
+
+def check_fit(
+    file: TaskFile, backbone: nn.Module, head_path: str | None, norms: Sequence[str], identity: dict[str, str]
+) -> None:
+    """A task has to belong to this backbone.
+
+    Raises:
+        MismatchError: it does not; every mismatch is listed.
+
+    Warns:
+        UserWarning: the backbone has the same values in another dtype.
+    """
+    record = file.record.backbone
+    mismatches: list[str] = []
+    if record.hash != identity["stored"]:
+        if identity["stored"] in record.hash_as.values() or record.hash in identity.values():
+            warnings.warn(f"task {file.name!r} was made on this backbone in another dtype", stacklevel=3)
+        else:
+            mismatches.append(
+                f"backbone {record.name!r} with hash {record.hash[:12]}… expected; this one's is {identity['stored'][:12]}…"
+            )
+    if record.head != head_path and record.head is not None:
+        mismatches.append(f"head {record.head!r} expected; this network's is {head_path!r}")
+    modules = dict(backbone.named_modules())
+    for plan, _ in file.tensors:
+        for member in plan.fold.members:
+            target = member.target
+            for path, parameter in target.places:
+                weight = modules[path]._parameters.get(parameter) if path in modules else None
+                if weight is None:
+                    mismatches.append(f"{path}: '{parameter}' of shape {target.shape} expected; there is none")
+                elif tuple(weight.shape) != target.shape:
+                    mismatches.append(f"{path}: '{parameter}' of shape {target.shape} expected; got {tuple(weight.shape)}")
+    for path, tensors in file.norms.items():
+        if path not in norms:
+            mismatches.append(f"{path}: a normalisation layer expected; there is none")
+            continue
+        found = {name: tuple(t.shape) for name, t in modules[path].state_dict().items()}
+        wanted = {name: tuple(t.shape) for name, t in tensors.items()}
+        if found != wanted:
+            mismatches.append(f"{path}: a normalisation layer with {wanted} expected; got {found}")
+    if mismatches:
+        advice = "Load the task on the backbone, with the weights, that it was trained on."
+        raise MismatchError(f"task {file.name!r} does not belong to this backbone", mismatches, advice)
+
+
+def fitted_task(file: TaskFile, name: str, backbone: nn.Module, head_path: str | None, head: nn.Module | None) -> Task:
+    """The task of a file that fits, on the device and in the dtype of the backbone's weights.
+
+    Raises:
+        TaskFileError: the head's tensors do not fit the head, or there is no description of it and ``head`` is None.
+        ShapeError: the head does not fit the backbone.
+    """
+    decompositions: list[Decomposition] = []
+    for plan, module in file.tensors:
+        target = plan.fold.members[0].target
+        weight = backbone.get_submodule(target.module)._parameters[target.parameter]
+        assert weight is not None
+        decompositions.append(module.to(weight.device, weight.dtype))
+    norms = {}
+    for path, tensors in file.norms.items():
+        norms[path] = own_copy(backbone.get_submodule(path))
+        norms[path].load_state_dict(dict(tensors))
+    own_head = _head(file, head, backbone, head_path)
+    check_head(own_head, backbone, head_path)
+    plans = [plan for plan, _ in file.tensors]
+    return Task(name, file.config, plans, decompositions, norms, own_head, head_path)
+
+
+def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path: str | None) -> nn.Module | None:
+    if file.record.head is None:
+        return head
+    made = build(file.record.head) if head is None else head
+    wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in file.head.items()}
+    if wanted != found:
+        raise TaskFileError(f"task {file.name!r}: its head should have the tensors {wanted}; the file holds {found}")
+    made.load_state_dict({name: tensor.clone() for name, tensor in file.head.items()}, assign=True)
+    made.requires_grad_(True)
+    like = next(backbone.parameters(), None) if head_path is None else next(backbone.get_submodule(head_path).parameters(), None)
+    dtype = next((t.dtype for t in file.head.values() if t.is_floating_point()), torch.float32)
+    if like is None or (like.device.type == "cpu" and like.dtype == dtype):
+        return made
+    return made.to(like.device, like.dtype)

@@ -1,0 +1,74 @@
+"""Heads as data, so that a file can rebuild the usual ones without running code of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensornet.errors import TaskFileError
+
+_ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features"),
+    nn.Dropout: ("p",),
+    nn.ReLU: (),
+    nn.GELU: (),
+    nn.Tanh: (),
+    nn.Identity: (),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.LayerNorm: ("normalized_shape", "eps"),
+    nn.BatchNorm1d: ("num_features", "eps"),
+}
+_BY_NAME = {cls.__name__: cls for cls in _ARGUMENTS}
+
+
+def describe(head: nn.Module) -> dict[str, Any]:
+    """The head as data: its type, the arguments that make it, its children; {"type": "custom"} where that is unknown."""
+    if type(head) is nn.Sequential:
+        layers = {name: describe(child) for name, child in head.named_children()}
+        if any(layer["type"] == "custom" for layer in layers.values()):
+            return {"type": "custom"}
+        return {"type": "Sequential", "layers": layers}
+    if type(head) not in _ARGUMENTS:
+        return {"type": "custom"}
+    spec = {"type": type(head).__name__} | {name: getattr(head, name) for name in _ARGUMENTS[type(head)]}
+    if isinstance(head, nn.Linear):
+        spec["bias"] = head.bias is not None
+    if isinstance(head, nn.LayerNorm):
+        spec["normalized_shape"] = list(head.normalized_shape)
+    return spec
+
+
+def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
+    """The head that ``describe`` wrote, on the meta device: it has shapes and no numbers yet.
+
+    Raises:
+        TaskFileError: the description is not one that `describe` writes.
+    """
+    arguments = dict(spec)
+    kind = arguments.pop("type", None)
+    if kind == "Sequential" and depth < 4 and isinstance(arguments.get("layers"), dict):
+        head = nn.Sequential()
+        for name, layer in arguments["layers"].items():
+            if not isinstance(name, str) or not isinstance(layer, dict) or not name or "." in name or hasattr(head, name):
+                raise TaskFileError(f"the head has a layer that cannot be built: {name!r}")
+            head.add_module(name, build(layer, depth + 1))
+        return head
+    if kind not in _BY_NAME:
+        raise TaskFileError(f"the head is of a kind that a file cannot describe ({kind!r}); pass head=… to load it")
+    allowed = {*_ARGUMENTS[_BY_NAME[kind]], *(("bias",) if kind == "Linear" else ())}
+    sizes = [v for v in arguments.values() if isinstance(v, int) and not isinstance(v, bool)]
+    if set(arguments) != allowed or any(abs(size) > 2**31 for size in sizes):
+        raise TaskFileError(f"the head's {kind} should have the settings {sorted(allowed)}; got {arguments}")
+    try:
+        with torch.device("meta"):
+            return _BY_NAME[kind](**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskFileError(f"the head's {kind} cannot be built from {arguments}: {error}") from None
+
+
+def input_width(head: nn.Module) -> int | None:
+    """The features that a head's first linear layer takes; None where it has none."""
+    linear = next((module for module in head.modules() if isinstance(module, nn.Linear)), None)
+    return None if linear is None else linear.in_features

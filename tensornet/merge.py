@@ -1,0 +1,51 @@
+"""One task as an ordinary module."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensornet.attach import Attached, detach
+from tensornet.slots import Contents
+
+
+def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
+    """A copy of an adapted backbone that computes one task: W + ΔW rounded once, its norms, its head.
+
+    Args:
+        backbone: with attached layers; it is left as it is.
+        contents: of the task; empty for the backbone itself.
+
+    Returns:
+        A module of the backbone's own classes, nothing of this package in it, every parameter trainable.
+    """
+    memo: dict[int, Any] = {id(m._slot): m._slot for m in backbone.modules() if isinstance(m, Attached)}
+    plain = copy.deepcopy(backbone, memo)
+    for path in [path for path, module in plain.named_modules() if isinstance(module, Attached)]:
+        detach(plain.get_submodule(path))
+    weights: dict[int, nn.Parameter] = {}
+    for path, content in contents.items():
+        layer = plain.get_submodule(path)
+        for name, delta in content.deltas.items():
+            weight = layer._parameters[name]
+            assert weight is not None
+            if id(weight) not in weights:
+                with torch.no_grad():
+                    weights[id(weight)] = nn.Parameter(delta.added_to(weight).contiguous())
+            layer.register_parameter(name, weights[id(weight)])
+    for path, content in contents.items():
+        if content.replacement is not None:
+            plain = _replaced(plain, path, copy.deepcopy(content.replacement))
+    return plain.requires_grad_(True)
+
+
+def _replaced(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """``root`` with ``module`` at ``path``."""
+    if path == "":
+        return module
+    parent, _, leaf = path.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)
+    return root

@@ -1,0 +1,41 @@
+"""Names of tasks, and module paths as keys of `nn.ModuleDict`."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from tensornet.errors import NameTakenError
+
+_TASK = re.compile(r"\w(?:[\w.+ -]{0,98}[\w+])?")
+_ESCAPES = {"~": "~0", "/": "~1", ".": "/"}
+_EMPTY = nn.ModuleDict()
+
+
+def check_task_name(name: object) -> str:
+    """``name``, if it can name a task, which is a key, a folder and a word in commands.
+
+    Raises:
+        NameTakenError: it is not a string of letters, digits, `_`, `-`, `+`, spaces and inner dots, or is too long.
+    """
+    if not isinstance(name, str) or not _TASK.fullmatch(name) or ".." in name:
+        raise NameTakenError(
+            f"{name!r} cannot name a task: use up to 100 letters, digits, '_', '-', '+', spaces and single dots, and begin "
+            "and end with a letter or digit; a task is also a folder"
+        )
+    return name
+
+
+def to_key(path: str) -> str:
+    """A module path as one key without dots: '.' becomes '/', '/' and '~' are escaped as '~1' and '~0'.
+
+    A key that `nn.ModuleDict` keeps for itself, such as 'train', gets a '~' at its end; the empty path is '~'.
+    """
+    key = "".join(_ESCAPES.get(c, c) for c in path)
+    return key + "~" if not key or hasattr(_EMPTY, key) else key
+
+
+def from_key(key: str) -> str:
+    """The module path of a key that `to_key` made."""
+    return key.removesuffix("~").replace("/", ".").replace("~1", "/").replace("~0", "~")

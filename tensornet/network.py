@@ -1,0 +1,315 @@
+"""The adapted network: one frozen backbone and its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensornet.attach import Attached
+from tensornet.config import AdaptConfig
+from tensornet.errors import ConfigError, NameTakenError, StateError, UnknownNameError
+from tensornet.files import read_task, write_task
+from tensornet.fingerprint import fingerprint
+from tensornet.fitting import check_fit, check_head, fitted_task
+from tensornet.merge import merged_copy
+from tensornet.mixed import MixedBatch
+from tensornet.names import check_task_name, from_key, to_key
+from tensornet.norms import find_norms, own_copy, task_norms
+from tensornet.plan import plan
+from tensornet.prefix import Prefix
+from tensornet.slots import Contents, Slots
+from tensornet.targets import find_head
+from tensornet.task import Task
+
+
+def adapt(backbone: nn.Module, config: AdaptConfig | None = None, *, name: str | None = None) -> AdaptedNetwork:
+    """Freeze ``backbone`` and make it ready to carry tasks; its layers keep their places, names and types.
+
+    Args:
+        backbone: any module, its weights loaded. It is changed in place only in that its parameters no longer require
+            gradients and that its layers look at the task that is set.
+        config: what tasks are made from by default; `AdaptConfig()` where it is None.
+        name: of the backbone, for task files; its class name by default.
+
+    Raises:
+        StateError: the backbone is adapted already.
+        TargetError, RankError: the config does not suit it.
+        NonFiniteError: an adapted weight holds NaN or infinity.
+    """
+    return AdaptedNetwork(backbone, config or AdaptConfig(), name or type(backbone).__name__)
+
+
+class AdaptedNetwork(nn.Module):
+    """A frozen backbone with tasks; made by `adapt`.
+
+    Attributes:
+        backbone: the module that was given; its parameters and buffers never change.
+        backbone_name: for task files.
+        config: the default of `add_task`.
+        head_path: where the head is; None where the backbone has none.
+        plans: the tensors of a task of the default config.
+    """
+
+    def __init__(self, backbone: nn.Module, config: AdaptConfig, name: str) -> None:
+        super().__init__()
+        if any(isinstance(module, Attached | AdaptedNetwork) for module in backbone.modules()):
+            raise StateError("the backbone is adapted already: add a task to that network, or adapt a fresh backbone")
+        self.config = config
+        self.backbone_name = name
+        self.head_path = find_head(backbone, config.head)
+        self.plans = plan(backbone, config, self.head_path)
+        self._norms = find_norms(backbone, self.head_path)
+        task_norms(config, self._norms)
+        self._slots = Slots(backbone, self._norms, self.head_path)
+        self._slots.admit(self.plans)
+        self.backbone = backbone.requires_grad_(False)
+        self.training = backbone.training
+        self._tasks = nn.ModuleDict()
+        self._active: str | None = None
+        self._path = "auto"
+        self._identity: tuple[Any, dict[str, str]] | None = None
+        self._mixed = MixedBatch(backbone, self._slots)
+        fast = nn.TransformerEncoderLayer | nn.MultiheadAttention
+        self._has_fast_path = any(isinstance(module, fast) for module in backbone.modules())
+
+    # ---- tasks -------------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, in the order in which they were added."""
+        return tuple(from_key(key) for key in self._tasks)
+
+    @property
+    def active(self) -> str | None:
+        """The name of the task that is set; None for the untouched backbone."""
+        return self._active
+
+    def __getitem__(self, name: str) -> Task:
+        """The task called ``name``.
+
+        Raises:
+            UnknownNameError: there is none; the sentence lists those that there are.
+        """
+        if name not in self.tasks:
+            raise UnknownNameError("task", name, self.tasks)
+        task = self._tasks[to_key(name)]
+        assert isinstance(task, Task)
+        return task
+
+    def add_task(self, name: str, head: nn.Module | None = None, config: AdaptConfig | None = None) -> Task:
+        """A new task, whose deltas are exactly zero.
+
+        Args:
+            name: letters, digits, `_`, `-`, `+`, spaces and inner dots.
+            head: takes the place of the backbone's head; None keeps the backbone's own output.
+            config: the network's by default.
+
+        Raises:
+            NameTakenError: the name is taken, or cannot be a name.
+            ShapeError: the head's input width is not the backbone's.
+            ConfigError, TargetError, RankError: the config does not suit the backbone.
+        """
+        self._check_new(name)
+        check_head(head, self.backbone, self.head_path)
+        plans, config = self.plans, config or self.config
+        if config != self.config:
+            if find_head(self.backbone, config.head) != self.head_path:
+                raise ConfigError(f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}")
+            plans = plan(self.backbone, config, self.head_path)
+        self._slots.admit(plans)
+        decompositions = []
+        for p in plans:
+            target = p.fold.members[0].target
+            weight = self.backbone.get_submodule(target.module)._parameters[target.parameter]
+            assert weight is not None
+            decompositions.append(p.cls(p.shape, p.rank, device=weight.device, dtype=weight.dtype))
+        norms = {path: own_copy(self.backbone.get_submodule(path)) for path in task_norms(config, self._norms)}
+        return self._adopt(Task(name, config, plans, decompositions, norms, head, self.head_path))
+
+    def remove_task(self, name: str) -> None:
+        """Forget a task; where it is set, the untouched backbone is set instead.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        self[name]
+        if self._active == name:
+            self.set_task(None)
+        del self._tasks[to_key(name)]
+
+    def set_task(self, name: str | None) -> None:
+        """Make ``name`` the task that `forward` computes; None is the untouched backbone.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        self._slots.fill(self._contents(name), self._path == "activations")
+        self._active = name
+
+    @contextmanager
+    def task(self, name: str | None) -> Iterator[Task | None]:
+        """Inside, ``name`` is set; after it, what was set before."""
+        before = self._active
+        self.set_task(name)
+        try:
+            yield None if name is None else self[name]
+        finally:
+            self.set_task(before if before in self.tasks else None)
+
+    @property
+    def path(self) -> str:
+        """Where deltas meet their layers; the outputs are equal to rounding.
+
+        "weight": each layer computes once with W + ΔW. "activations": into the rank and out of it, beside the layer;
+        where a layer or a decomposition has no such form, on the weight all the same. "auto", the default: on the
+        weight for one task, on the activations for the rows of a mixed batch.
+        """
+        return self._path
+
+    @path.setter
+    def path(self, path: str) -> None:
+        if path not in ("auto", "weight", "activations"):
+            raise ConfigError(f"path must be 'auto', 'weight' or 'activations'; got {path!r}")
+        self._path = path
+        self.set_task(self._active)
+
+    # ---- computing ---------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, tasks: Sequence[str | None] | None = None, **kwargs: Any) -> Any:
+        """The backbone with the task that is set, or with one task per row.
+
+        Args:
+            *args, **kwargs: the backbone's own.
+            tasks: for a mixed batch, the name of every row's task; None for the untouched backbone.
+
+        Returns:
+            The backbone's output; for a mixed batch a list with one output per row.
+
+        Raises:
+            ShapeError: there is not one name per row.
+            UnknownNameError: a name is not a task.
+        """
+        if tasks is not None:
+            return self._rows(list(tasks), args, kwargs)
+        if self._active is None or not self._has_fast_path:
+            return self.backbone(*args, **kwargs)
+        with _slow_attention():
+            return self.backbone(*args, **kwargs)
+
+    def forward_tasks(self, x: Any, tasks: Sequence[str], **kwargs: Any) -> dict[str, Any]:
+        """Every task on every row; what comes before the first layer in which they differ is computed once.
+
+        Returns:
+            The output of each task by name.
+
+        Raises:
+            UnknownNameError: a name is not a task.
+        """
+        names = list(dict.fromkeys(tasks))
+        prefix = Prefix(self.backbone, self._slots.touched([self._contents(name) for name in names]))
+        outputs = {}
+        for name in names:
+            with self.task(name), prefix.run():
+                outputs[name] = self(x, **kwargs)
+        return outputs
+
+    def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        contents = {name: self._contents(name) for name in dict.fromkeys(names)}
+        before = self._active
+        on_weight = self._path == "weight"
+        try:
+            with _slow_attention() if self._has_fast_path else nullcontext():
+                return self._mixed.run(names, contents, args, kwargs, on_weight)
+        finally:
+            self.set_task(before)
+
+    # ---- shipping ----------------------------------------------------------------------------------------------------
+
+    def merged(self, name: str | None) -> nn.Module:
+        """An ordinary copy of the backbone that computes one task, nothing of this package in it.
+
+        Raises:
+            UnknownNameError: there is no task of that name.
+        """
+        return merged_copy(self.backbone, self._contents(name))
+
+    def save_task(self, name: str, path: str | Path) -> None:
+        """Write a task as a folder, whole or not at all; a task that is there already is replaced.
+
+        Raises:
+            UnknownNameError: there is no task of that name.
+            NonFiniteError: it holds NaN or infinity.
+            WriteError: the folder cannot be written, or something else is there.
+        """
+        write_task(path, self[name], self.backbone, self.backbone_name, self.identity())
+
+    def load_task(self, path: str | Path, name: str | None = None, head: nn.Module | None = None) -> Task:
+        """Read a task that `save_task` wrote and add it.
+
+        Args:
+            path: the folder.
+            name: another name for it than its own.
+            head: a module for the head's tensors, where the file holds a head of a kind that it cannot describe.
+
+        Raises:
+            TaskFileError: the folder is not a task, was changed, or is of a newer format.
+            MismatchError: it belongs to another backbone; every mismatch is listed.
+            NameTakenError: the name is taken.
+        """
+        file = read_task(path)
+        name = file.name if name is None else name
+        self._check_new(name)
+        check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
+        task = fitted_task(file, name, self.backbone, self.head_path, head)
+        self._slots.admit(list(task.plans.values()))
+        return self._adopt(task)
+
+    def identity(self) -> dict[str, str]:
+        """The fingerprint of the backbone; computed afresh only where one of its tensors changed."""
+        held = [*self.backbone.parameters(), *self.backbone.buffers()]
+        state = [(t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in held]
+        if self._identity is None or self._identity[0] != state:
+            self._identity = (state, fingerprint(self.backbone, self.head_path))
+        return self._identity[1]
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters the backbone and each task have."""
+        counts = {"backbone": sum(p.numel() for p in self.backbone.parameters())}
+        return counts | {name: self[name].parameter_counts()["total"] for name in self.tasks}
+
+    def __repr__(self) -> str:
+        counts = self.parameter_counts()
+        base = counts.pop("backbone")
+        lines = [f"  {name}: {n:,} parameters ({n / max(base, 1):.1%})" for name, n in counts.items()]
+        active = "the untouched backbone" if self._active is None else f"task {self._active!r}"
+        title = f"AdaptedNetwork({self.backbone_name}: {base:,} parameters; {active} is set"
+        return "\n".join([title, *(lines or ["  no task yet"])]) + ")"
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _contents(self, name: str | None) -> Contents:
+        return {} if name is None else self[name].contents()
+
+    def _check_new(self, name: str) -> None:
+        if check_task_name(name) in self.tasks:
+            raise NameTakenError(f"there is a task {name!r} already; remove it first, or choose another name")
+
+    def _adopt(self, task: Task) -> Task:
+        self._tasks[to_key(task.name)] = task.train(self.training)
+        return task
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """PyTorch's fused encoder layer reads weights past the layers that hold them; off, so that tasks are not missed."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

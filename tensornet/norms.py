@@ -1,0 +1,56 @@
+"""Which normalisation layers a backbone has, and which of them a task makes its own."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from tensornet.attach import Attached, detach
+from tensornet.config import AdaptConfig
+from tensornet.targets import check_patterns, matches
+
+_KINDS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def find_norms(backbone: nn.Module, head: str | None) -> list[str]:
+    """Paths of the normalisation layers outside the head that have something to own: affine or running statistics.
+
+    A layer of another library counts where its class is called a norm and it holds parameters itself.
+    """
+    found = []
+    for path, module in backbone.named_modules():
+        inside_head = head is not None and (path == head or path.startswith(head + "."))
+        if not inside_head and _is_norm(module) and (module._parameters or module._buffers) and module.state_dict():
+            found.append(path)
+    return found
+
+
+def task_norms(config: AdaptConfig, norms: list[str]) -> list[str]:
+    """Those of ``norms`` that ``config`` makes the task's own.
+
+    Raises:
+        TargetError: a pattern matches none of them.
+    """
+    if config.norms == "task":
+        return list(norms)
+    if config.norms == "shared":
+        return []
+    check_patterns("norms", config.norms, norms)
+    return [path for path in norms if matches(config.norms, path)]
+
+
+def own_copy(norm: nn.Module) -> nn.Module:
+    """A trainable copy of a shared layer, with its affine parameters and its running statistics."""
+    if isinstance(norm, Attached):
+        slot = norm._slot
+        copied = copy.deepcopy(norm, {id(slot): slot})
+        detach(copied)
+    else:
+        copied = copy.deepcopy(norm)
+    return copied.requires_grad_(True).train()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _KINDS) or ("Norm" in type(module).__name__ and bool(module._parameters))

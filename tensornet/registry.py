@@ -1,0 +1,60 @@
+"""Names for things that can be plugged in: decompositions and foldings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from tensornet.errors import NameTakenError, UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names mapped to objects; packages add theirs through an entry-point group."""
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that stores an object under ``name``.
+
+        Raises:
+            NameTakenError: the name is taken by another object, or is not an identifier.
+        """
+        if not name.isidentifier() or name == "none":
+            raise NameTakenError(f"a {self.kind} cannot be called {name!r}: use letters, digits and '_', not 'none'")
+
+        def store(item: T) -> T:
+            taken = self._items.get(name)
+            if taken is not None and taken is not item:
+                raise NameTakenError(f"the {self.kind} {name!r} is {taken!r} already; register {item!r} otherwise")
+            self._items[name] = item
+            return item
+
+        return store
+
+    def get(self, name: str) -> T:
+        """The object called ``name``; an installed plug-in of that name is loaded on demand.
+
+        Raises:
+            UnknownNameError: nothing has that name; the sentence lists what does.
+        """
+        if name not in self._items:
+            for point in entry_points(group=self.group):
+                if point.name == name:
+                    self.register(name)(point.load())
+        if name not in self._items:
+            raise UnknownNameError(self.kind, name, self.names())
+        return self._items[name]
+
+    def names(self) -> list[str]:
+        """Every name that ``get`` would answer, sorted."""
+        return sorted({*self._items, *(point.name for point in entry_points(group=self.group))})
+
+
+DECOMPOSITIONS: Registry[Any] = Registry("decomposition", "tensornet.decompositions")
+FOLDINGS: Registry[Any] = Registry("folding", "tensornet.foldings")

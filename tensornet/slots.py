@@ -1,0 +1,87 @@
+"""All slots of one backbone, filled and emptied together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from tensornet.attach import Attached, Content, Router, attach
+from tensornet.errors import NonFiniteError
+from tensornet.plan import TensorPlan
+
+Contents = Mapping[str, Content]
+"""What a task puts into the slots, by module path."""
+
+_NOTHING = Content()
+
+
+class Slots:
+    """The attached layers of a backbone by module path.
+
+    Args:
+        backbone: whose layers are attached.
+        norms: paths of its normalisation layers.
+        head: path of its head.
+    """
+
+    def __init__(self, backbone: nn.Module, norms: Sequence[str], head: str | None) -> None:
+        self.backbone = backbone
+        self.modules: dict[str, Attached] = {}
+        for path in norms:
+            self._attach(path, norm=True)
+        if head is not None:
+            self._attach(head, head=True)
+
+    def admit(self, plans: Sequence[TensorPlan]) -> None:
+        """Attach every layer that has a weight in ``plans``.
+
+        Raises:
+            NonFiniteError: such a weight holds NaN or infinity.
+        """
+        parameters: dict[str, list[str]] = {}
+        for plan in plans:
+            for member in plan.fold.members:
+                for path, parameter in member.target.places:
+                    parameters.setdefault(path, []).append(parameter)
+        for path, names in parameters.items():
+            module = self.backbone.get_submodule(path)
+            for name in names:
+                weight = module._parameters[name]
+                if weight is not None and not weight.is_meta and not torch.isfinite(weight).all():
+                    raise NonFiniteError(f"{path}: '{name}' holds NaN or infinity; repair or reload the backbone first")
+            self._attach(path, tuple(names))
+
+    def _attach(self, path: str, parameters: tuple[str, ...] = (), norm: bool = False, head: bool = False) -> None:
+        module = self.backbone.get_submodule(path)
+        attach(module, parameters, norm=norm, head=head)
+        assert isinstance(module, Attached)
+        self.modules[path] = module
+
+    def fill(self, contents: Contents, on_activations: bool) -> None:
+        """Put ``contents`` into the slots; those that it does not name are emptied."""
+        for path, module in self.modules.items():
+            slot, content = module._slot, contents.get(path, _NOTHING)
+            slot.deltas, slot.replacement = content.deltas, content.replacement
+            slot.on_activations = (
+                on_activations and bool(content.deltas) and all(d.branches(module) for d in content.deltas.values())
+            )
+
+    def touched(self, every: Sequence[Contents]) -> list[nn.Module]:
+        """The layers that at least one of these contents changes."""
+        return [module for path, module in self.modules.items() if any(path in contents for contents in every)]
+
+    @contextmanager
+    def routed(self, every: Sequence[Contents], router: Router) -> Iterator[None]:
+        """Inside, layers ask ``router``, and each slot holds its content of every segment."""
+        for path, module in self.modules.items():
+            module._slot.clear()
+            module._slot.router = router
+            module._slot.contents = [contents.get(path, _NOTHING) for contents in every]
+        try:
+            yield
+        finally:
+            for module in self.modules.values():
+                module._slot.clear()

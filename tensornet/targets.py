@@ -1,0 +1,188 @@
+"""Which weights of a backbone get a delta, and where its head is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import UninitializedParameter
+
+from tensornet.config import NONE, AdaptConfig, Choice, Patterns
+from tensornet.errors import TargetError, near
+from tensornet.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight of the backbone.
+
+    Attributes:
+        module, parameter: where it is, such as "layer1.0.conv1" and "weight".
+        shape: of the weight.
+        transposed: whether its first mode is C_in (transposed convolutions), not C_out.
+        kernel: whether the modes after the first two are a convolution's kernel.
+        order: place of the module in the network.
+        tied: other places (module, parameter) that hold the same weight.
+    """
+
+    module: str
+    parameter: str
+    shape: Shape
+    transposed: bool = False
+    kernel: bool = False
+    order: int = 0
+    tied: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The module path, with the parameter where that is not `weight`."""
+        if self.parameter == "weight":
+            return self.module
+        return f"{self.module}.{self.parameter}" if self.module else self.parameter
+
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """Every (module, parameter) that holds this weight."""
+        return ((self.module, self.parameter), *self.tied)
+
+    def modes(self) -> dict[str, int]:
+        """The modes of the weight by name: out, in and, for a convolution, kernel (k·k, also where k = 1)."""
+        first, second, *kernel = self.shape
+        out, into = (second, first) if self.transposed else (first, second)
+        return {"out": out, "in": into} | ({"kernel": math.prod(kernel)} if self.kernel else {})
+
+
+def matches(patterns: Patterns, path: str) -> bool:
+    """Whether ``path`` ends in one of a list of names, or matches a regular expression as a whole."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, path) is not None
+    return any(path == name or path.endswith("." + name) for name in patterns)
+
+
+def check_patterns(what: str, patterns: Patterns, paths: Iterable[str]) -> None:
+    """Every pattern has to match something.
+
+    Raises:
+        TargetError: one is not a regular expression, or matches none of ``paths``; near names are listed.
+    """
+    known = list(paths)
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        one: Patterns = pattern if isinstance(patterns, str) else (pattern,)
+        try:
+            found = any(matches(one, path) for path in known)
+        except re.error as error:
+            raise TargetError(f"{what}: {pattern!r} is not a regular expression: {error}") from None
+        if not found:
+            raise TargetError(f"{what}: {pattern!r} matches no layer. {near(pattern, known)}")
+
+
+def find_head(backbone: nn.Module, head: str | None) -> str | None:
+    """The path of the head: the one asked for, or the last linear layer; None where there is none.
+
+    Raises:
+        TargetError: the backbone has no module of that path.
+    """
+    if head == NONE:
+        return None
+    modules = dict(backbone.named_modules())
+    if head is not None:
+        if head not in modules or head == "":
+            raise TargetError(f"head: there is no module {head!r}. {near(head, modules)}")
+        return head
+    inside_attention = {id(m.out_proj) for m in modules.values() if isinstance(m, nn.MultiheadAttention)}
+    linear = [p for p, m in modules.items() if isinstance(m, nn.Linear) and id(m) not in inside_attention and p]
+    return linear[-1] if linear else None
+
+
+def candidates(backbone: nn.Module) -> list[Target]:
+    """Every weight that can have a delta, in network order; a tied weight once.
+
+    Raises:
+        TargetError: a lazy layer has no weight yet.
+    """
+    found: dict[int, Target] = {}
+    for order, (path, module) in enumerate(backbone.named_modules()):
+        for name in _weights(module):
+            parameter = getattr(module, "_parameters")[name]
+            if isinstance(parameter, UninitializedParameter):
+                raise TargetError(f"{path}: the layer is lazy and has no weight yet; run the backbone once first")
+            known = found.get(id(parameter))
+            if known is not None:
+                places = (*known.tied, (path, name))
+                found[id(parameter)] = Target(
+                    known.module, known.parameter, known.shape, known.transposed, known.kernel, known.order, places
+                )
+                continue
+            found[id(parameter)] = Target(
+                path,
+                name,
+                tuple(parameter.shape),
+                transposed=isinstance(module, _ConvTransposeNd),
+                kernel=isinstance(module, _ConvNd),
+                order=order,
+            )
+    return list(found.values())
+
+
+def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[tuple[Target, Choice]]:
+    """The targets of a config, each with its choice of decomposition, in network order.
+
+    Raises:
+        TargetError: a pattern matches nothing, nothing is left, or an embedding renormalises its weight.
+    """
+    every = candidates(backbone)
+    by_path = {path: target for target in every for path, _ in target.places}
+    if config.decomposition == NONE and not config.layers:
+        return []
+    if config.targets is None:
+        chosen = [t for t in every if not _is_embedding(backbone, t) and not any(p == head for p, _ in t.places)]
+    else:
+        check_patterns("targets", config.targets, by_path)
+        chosen = [t for t in every if any(matches(config.targets, p) for p, _ in t.places)]
+    check_patterns("exclude", config.exclude, by_path)
+    chosen = [t for t in chosen if not any(matches(config.exclude, p) for p, _ in t.places)] if config.exclude else chosen
+    paths = [path for target in chosen for path, _ in target.places]
+    for pattern in config.layers:
+        check_patterns("layers", pattern, paths)
+    selected = []
+    for target in chosen:
+        choice = config.choice
+        for pattern, given in config.layers.items():
+            if any(matches(pattern, path) for path, _ in target.places):
+                choice = given.over(config.choice)
+        if choice.decomposition != NONE:
+            selected.append((target, choice))
+            _refuse_renormalised(backbone, target)
+    if not chosen:
+        hint = f" Its only linear layer {head!r} was taken as the head: pass head='none' to adapt it." if head else ""
+        raise TargetError(f"nothing to adapt: the backbone has no convolution or linear layer left as a target.{hint}")
+    return selected
+
+
+def _weights(module: nn.Module) -> Sequence[str]:
+    """The parameters of one module that can have a delta; a weight computed from others cannot."""
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    elif isinstance(module, _ConvNd | nn.Linear | nn.Embedding):
+        names = ("weight",)
+    else:
+        return ()
+    return [name for name in names if module._parameters.get(name) is not None]
+
+
+def _is_embedding(backbone: nn.Module, target: Target) -> bool:
+    return all(isinstance(backbone.get_submodule(path), nn.Embedding) for path, _ in target.places)
+
+
+def _refuse_renormalised(backbone: nn.Module, target: Target) -> None:
+    for path, _ in target.places:
+        module = backbone.get_submodule(path)
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            raise TargetError(
+                f"{path}: an embedding with max_norm={module.max_norm} rewrites its own weight in every forward, so it "
+                "cannot stay frozen; exclude it, or set max_norm=None"
+            )
