@@ -1,0 +1,115 @@
+"""Where backbones come from: one word for the library, one for the network."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from tensornet.errors import BackboneError, near
+
+KINDS = ("hub", "python", "timm", "torchvision", "transformers")
+
+
+def load_backbone(
+    source: str, *, root: str | Path = ".", pretrained: bool = True, options: dict[str, Any] | None = None, weights: str | None = None
+) -> nn.Module:
+    """A backbone by name.
+
+    Args:
+        source: `hub:DIR:ENTRY` (a local torch.hub folder), `python:MODULE:FUNCTION`, `timm:NAME`, `torchvision:NAME` or
+            `transformers:NAME_OR_DIR`.
+        root: relative folders in ``source`` and ``weights`` begin here.
+        pretrained: whether the library should load its weights; `python:` functions decide themselves.
+        options: keyword arguments for the function that builds it.
+        weights: a safetensors file to load instead, with the keys of the network's state dict.
+
+    Raises:
+        BackboneError: there is no such library, network or file, or it cannot be built; the reason is given.
+    """
+    kind, _, rest = source.partition(":")
+    makers: dict[str, Callable[[str, Path, bool, dict[str, Any]], Any]] = {
+        "hub": _hub,
+        "python": _python,
+        "timm": _timm,
+        "torchvision": _torchvision,
+        "transformers": _transformers,
+    }
+    if kind not in makers or not rest:
+        raise BackboneError(f"a backbone is named KIND:NAME with KIND one of {', '.join(KINDS)}; got {source!r}")
+    try:
+        backbone = makers[kind](rest, Path(root), pretrained and weights is None, options or {})
+    except BackboneError:
+        raise
+    except ImportError as error:
+        raise BackboneError(f"{source}: {error.name or error} cannot be imported: {error}") from error
+    except Exception as error:  # code of others: whatever it raises is the reason
+        raise BackboneError(f"{source} cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(backbone, nn.Module):
+        raise BackboneError(f"{source} made a {type(backbone).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        _load_weights(backbone, Path(root) / weights)
+    return backbone
+
+
+def _load_weights(backbone: nn.Module, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(f"weights {path} cannot be read: {error}") from None
+    own = backbone.state_dict()
+    wrong = [f"{k}: missing" for k in own if k not in state] + [f"{k}: unknown" for k in state if k not in own]
+    wrong += [f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
+    if wrong:
+        raise BackboneError(f"weights {path} do not fit the network:" + "".join(f"\n  - {line}" for line in wrong[:20]))
+    backbone.load_state_dict(state)
+
+
+def _hub(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:
+    folder, _, entry = rest.rpartition(":")
+    directory = root / folder
+    if not (directory / "hubconf.py").is_file():
+        raise BackboneError(f"hub:{rest}: there is no {directory / 'hubconf.py'}; write hub:DIR:ENTRY, DIR from {root.resolve()}")
+    return torch.hub.load(str(directory), entry, source="local", pretrained=pretrained, **options)
+
+
+def _python(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:
+    module_name, _, function = rest.partition(":")
+    if not module_name or not function:
+        raise BackboneError(f"python:{rest}: write python:MODULE:FUNCTION")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not hasattr(module, function):
+        raise BackboneError(f"python:{rest}: {module_name} has no {function!r}. {near(function, vars(module))}")
+    return getattr(module, function)(**options)
+
+
+def _timm(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:
+    import timm
+
+    return timm.create_model(rest, pretrained=pretrained, **options)
+
+
+def _torchvision(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:
+    import torchvision
+
+    return torchvision.models.get_model(rest, weights="DEFAULT" if pretrained else None, **options)
+
+
+def _transformers(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:
+    import transformers
+
+    name = str(root / rest) if (root / rest).is_dir() else rest
+    if pretrained:
+        return transformers.AutoModel.from_pretrained(name, **options)
+    return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name, **options))

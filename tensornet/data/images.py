@@ -1,0 +1,134 @@
+"""Images as batches of bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from tensornet.data.sources import Split
+from tensornet.errors import DataError, MissingExtraError
+
+try:
+    from PIL import Image
+except ImportError as error:
+    raise MissingExtraError("reading images", "train", error.name) from error
+
+IN_MEMORY = 2**31
+"""Bytes of decoded pixels up to which a split is decoded once and kept."""
+
+
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """A split as square images; `__getitems__` answers a whole batch.
+
+    Args:
+        split: to decode.
+        size: side of the square: the shorter side is resized to it, the centre cut out.
+
+    Raises:
+        DataError: images cannot be decoded; they are listed.
+    """
+
+    def __init__(self, split: Split, size: int) -> None:
+        self.split = split
+        self.size = size
+        self.labels = torch.tensor(split.labels, dtype=torch.long)
+        self._pixels: Tensor | None = None
+        if len(split.images) * 3 * size * size <= IN_MEMORY:
+            self._pixels = torch.empty(len(split.images), 3, size, size, dtype=torch.uint8)
+        self._read_all(self._pixels)
+
+    def __len__(self) -> int:
+        return len(self.split.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pixels = self._decode(index) if self._pixels is None else self._pixels[index]
+        return pixels, self.labels[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """uint8 pixels of shape (N, 3, size, size) and labels of shape (N,)."""
+        chosen = torch.as_tensor(indices)
+        if self._pixels is None:
+            return torch.stack([self._decode(i) for i in indices]), self.labels[chosen]
+        return self._pixels[chosen], self.labels[chosen]
+
+    def _open(self, index: int) -> Image.Image:
+        source = self.split.images[index]
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+    def _decode(self, index: int) -> Tensor:
+        with self._open(index) as image:
+            rgb = image.convert("RGB")
+        if rgb.size != (self.size, self.size):
+            width, height = rgb.size
+            ratio = self.size / min(width, height)
+            resized = rgb.resize((max(self.size, round(width * ratio)), max(self.size, round(height * ratio))), Image.Resampling.BICUBIC)
+            left, top = (resized.width - self.size) // 2, (resized.height - self.size) // 2
+            rgb = resized.crop((left, top, left + self.size, top + self.size))
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+    def _read_all(self, pixels: Tensor | None) -> None:
+        """Decode every image into ``pixels``, or only see that it can be read."""
+        bad = []
+        for i, source in enumerate(self.split.images):
+            try:
+                if pixels is not None:
+                    pixels[i] = self._decode(i)
+                else:
+                    with self._open(i) as image:
+                        image.verify()
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                name = source if isinstance(source, Path) else f"row {i}"
+                bad.append(f"{name}: {error}")
+        if bad:
+            more = f"\n  - and {len(bad) - 10} more" if len(bad) > 10 else ""
+            listed = "".join(f"\n  - {line}" for line in bad[:10]) + more
+            raise DataError(f"{self.split.where}: {len(bad)} of {len(self.split.images)} images cannot be read:{listed}")
+
+
+class Shuffled(BatchSampler):
+    """Batches in an order that depends on the seed and the epoch alone, so that a resumed run goes on as it would have.
+
+    A last batch of a single image is joined to the one before: batch norm could not use it.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.length, self.batch_size)
+        return max(full + (rest > 1), 1)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for i in range(len(self)):
+            stop = self.length if i == len(self) - 1 else (i + 1) * self.batch_size
+            yield order[i * self.batch_size : stop]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+
+def train_loader(images: Images, batch_size: int, seed: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Shuffled batches of all images."""
+    sampler = Shuffled(len(images), batch_size, seed)
+    return DataLoader(images, batch_sampler=sampler, collate_fn=_as_is, num_workers=workers)
+
+
+def test_loader(images: Images, batch_size: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+    """All images in order."""
+    return DataLoader(images, batch_size=batch_size, shuffle=False, collate_fn=_as_is, num_workers=workers)
+
+
+def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch

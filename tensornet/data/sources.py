@@ -1,0 +1,146 @@
+"""Where labelled images are: folders of classes, parquet files, or lists of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensornet.errors import DataError, MissingExtraError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images, not yet decoded.
+
+    Attributes:
+        where: for messages.
+        images: paths, or encoded bytes.
+        labels: index into ``classes``, one per image.
+        classes: names in label order.
+    """
+
+    where: str
+    images: Sequence[Path | bytes]
+    labels: Sequence[int]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise DataError(f"{self.where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+
+
+def read_domain(data: Path, train: Path | None = None, test: Path | None = None) -> tuple[Split, Split]:
+    """The train and the test split of one domain.
+
+    Args:
+        data: a folder with `train.parquet` and `test.parquet` (columns `image` and `label`), or with `train/CLASS/` and
+            `test/CLASS/` folders of images; with ``train`` and ``test``, the folder from which their lines begin.
+        train, test: lists of files, a path and a label in each line, as DomainNet has them.
+
+    Raises:
+        DataError: a split is missing, empty, or the classes of the two differ.
+    """
+    if train is not None and test is not None:
+        splits = read_lists(data, train, test)
+    elif not data.is_dir():
+        raise DataError(f"the data folder {data} does not exist")
+    elif (data / "train.parquet").is_file():
+        splits = (read_parquet(data / "train.parquet"), read_parquet(data / "test.parquet"))
+    else:
+        splits = (read_folder(data / "train"), read_folder(data / "test"))
+    if splits[0].classes != splits[1].classes:
+        only = [sorted(set(a.classes) - set(b.classes)) for a, b in (splits, splits[::-1])]
+        raise DataError(f"{data}: train and test have other classes: only in train {only[0]}, only in test {only[1]}")
+    return splits
+
+
+def read_folder(folder: Path) -> Split:
+    """A folder with one folder of images per class, sorted by name (ImageFolder).
+
+    Raises:
+        DataError: there is no such folder, no class, or no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist; expected train/CLASS/ and test/CLASS/ folders, or train.parquet and test.parquet")
+    classes = sorted(child.name for child in folder.iterdir() if child.is_dir())
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(f"{folder / name} holds no images")
+        images += found
+        labels += [label] * len(found)
+    return Split(str(folder), images, labels, tuple(classes))
+
+
+def read_parquet(path: Path) -> Split:
+    """A parquet file in the image format of the `datasets` library: columns `image` and `label`.
+
+    Raises:
+        DataError: there is no such file, or it has other columns.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("reading parquet files", "train", error.name) from error
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    try:
+        table = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        features = table.features
+        if features is None or not isinstance(features.get("label"), datasets.ClassLabel) or "image" not in features:
+            raise DataError(f"{path}: expected the columns 'image' and 'label' (with class names); got {features}")
+        table = table.cast_column("image", datasets.Image(decode=False))
+        rows = [(row["image"], row["label"]) for row in table]
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read: {error}") from error
+    images = [image["bytes"] if image["bytes"] is not None else Path(image["path"]) for image, _ in rows]
+    return Split(str(path), images, [label for _, label in rows], tuple(features["label"].names))
+
+
+def read_lists(root: Path, train: Path, test: Path) -> tuple[Split, Split]:
+    """Two lists of files, a path (from ``root``) and a label in each line; a class is named by the file's folder.
+
+    Raises:
+        DataError: a list is missing, a line is wrong, or a file is; all are listed.
+    """
+    parsed = {path: _lines(root, path) for path in (train, test)}
+    names: dict[int, str] = {}
+    for rows in parsed.values():
+        for file, label in rows:
+            names.setdefault(label, file.parent.name)
+    labels = sorted(names)
+    splits = []
+    for path, rows in parsed.items():
+        seen = {label for _, label in rows}
+        classes = tuple(names[label] for label in labels if label in seen)
+        index = {label: i for i, label in enumerate(label for label in labels if label in seen)}
+        splits.append(Split(str(path), [file for file, _ in rows], [index[label] for _, label in rows], classes))
+    return splits[0], splits[1]
+
+
+def _lines(root: Path, path: Path) -> list[tuple[Path, int]]:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list {path} cannot be read: {error}") from None
+    rows, problems = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        if not label.isdigit() or not name:
+            problems.append(f"line {number}: expected 'PATH LABEL'; got {line!r}")
+        elif not (root / name).is_file():
+            problems.append(f"line {number}: there is no {root / name}")
+        else:
+            rows.append((root / name, int(label)))
+    if problems:
+        more = f"\n  - and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"the list {path} cannot be used:" + "".join(f"\n  - {p}" for p in problems[:10]) + more)
+    return rows

@@ -1,0 +1,253 @@
+"""Recipes: a backbone, what to adapt, how to train, and a list of tasks."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import field_validator, model_validator
+
+from tensornet.config import AdaptConfig
+from tensornet.errors import RecipeError, TensornetError, near
+from tensornet.names import check_task_name
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backbone(_Table):
+    """`[backbone]`: see `load_backbone`."""
+
+    source: str
+    pretrained: bool = True
+    options: dict[str, Any] = {}
+    weights: str | None = None
+
+
+class Input(_Table):
+    """`[input]`: images are resized to `resize`, cropped to `size` pixels, and normalised after division by 255."""
+
+    size: PositiveInt
+    resize: PositiveInt | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+
+    @property
+    def stored(self) -> int:
+        """The size at which images are kept."""
+        return self.resize or self.size
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Input:
+        if self.stored < self.size:
+            raise ValueError(f"resize must be at least size; got {self.resize} < {self.size}")
+        return self
+
+
+class Train(_Table):
+    """`[train]`: how each task is trained.
+
+    `method` is "adapt" (what `[adapt]` says) or "full" (a copy of the whole network, the reference).
+    """
+
+    method: Literal["adapt", "full"] = "adapt"
+    epochs: PositiveInt
+    batch_size: PositiveInt = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip: PositiveFloat | None = None
+    flip: bool = True
+    pad: NonNegativeInt = 0
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
+    seeds: tuple[NonNegativeInt, ...] = (0,)
+    workers: NonNegativeInt = 0
+
+
+class TaskEntry(_Table):
+    """One of `[[tasks]]`: a name and its data; `train` and `test` are lists of files under `data`."""
+
+    name: str
+    data: str
+    train: str | None = None
+    test: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_a_name(cls, name: str) -> str:
+        return check_task_name(name)
+
+    @model_validator(mode="after")
+    def _both_lists(self) -> TaskEntry:
+        if (self.train is None) != (self.test is None):
+            raise ValueError("give both lists, train and test, or neither")
+        return self
+
+
+class Recipe(_Table):
+    """All of a recipe file; `variants` holds changes to the other tables, one run of all tasks for each."""
+
+    backbone: Backbone
+    input: Input
+    adapt: dict[str, Any] = {}
+    train: Train
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    variants: dict[str, dict[str, Any]] = {}
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_differ(cls, tasks: tuple[TaskEntry, ...]) -> tuple[TaskEntry, ...]:
+        names = [task.name for task in tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two tasks are called {twice[0]!r}")
+        return tasks
+
+    @field_validator("adapt")
+    @classmethod
+    def _is_a_config(cls, adapt: dict[str, Any]) -> dict[str, Any]:
+        AdaptConfig.from_dict(adapt)
+        return adapt
+
+    @property
+    def config(self) -> AdaptConfig:
+        """`[adapt]` as a config."""
+        return AdaptConfig.from_dict(self.adapt)
+
+
+def shipped() -> list[str]:
+    """The names of the recipes in the package."""
+    return sorted(f.name.removesuffix(".toml") for f in resources.files("tensornet.recipes").iterdir() if f.name.endswith(".toml"))
+
+
+def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
+    """The recipe in a file, or one of the package by its name.
+
+    Args:
+        source: a path, or a name that `shipped` lists.
+        settings: changes `key=value`, dotted keys, values as in TOML; they also win over variants.
+
+    Returns:
+        One recipe per variant, under its name; under "" where there are none.
+
+    Raises:
+        RecipeError: it cannot be read, or has mistakes: every one is listed, with its line.
+    """
+    text = _text(source)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(source, [str(error)]) from None
+    lines = _lines(text)
+    variants = data.get("variants", {})
+    problems: list[str] = []
+    recipes: dict[str, Recipe] = {}
+    changes = _settings(settings, problems)
+    for name, change in variants.items() if isinstance(variants, dict) and variants else [("", {})]:
+        merged = copy.deepcopy({key: value for key, value in data.items() if key != "variants"})
+        if name:
+            try:
+                check_task_name(name)
+            except TensornetError as error:
+                problems.append(f"variants.{name}: {error}")
+        for one in (change, *changes):
+            if isinstance(one, dict):
+                _overlay(merged, one)
+            else:
+                problems.append(f"variants.{name}: a table of changes was expected; got {one!r}")
+        try:
+            recipes[name] = Recipe.model_validate(merged)
+        except ValidationError as error:
+            problems += _sentences(error, lines, name)
+        except TensornetError as error:
+            problems.append(f"{_at(lines, ('adapt',), name)}adapt: {error}")
+    if problems:
+        raise RecipeError(f"recipe {source}", list(dict.fromkeys(problems)))
+    return recipes
+
+
+def _text(source: str) -> str:
+    path = Path(source)
+    if path.suffix != ".toml" and source in shipped():
+        return (resources.files("tensornet.recipes") / f"{source}.toml").read_text()
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {source}", [f"it cannot be read: {error}. The package has: {', '.join(shipped())}"]) from None
+
+
+def _settings(settings: Sequence[str], problems: list[str]) -> list[dict[str, Any]]:
+    changes = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        try:
+            if not equals:
+                raise tomllib.TOMLDecodeError
+            try:
+                changes.append(tomllib.loads(f"{key} = {value}"))
+            except tomllib.TOMLDecodeError:  # a bare word is meant as a string
+                changes.append(tomllib.loads(f"{key} = {value!r}"))
+        except tomllib.TOMLDecodeError:
+            problems.append(f"--set {setting!r}: expected key=value, such as train.epochs=3")
+    return changes
+
+
+def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(key), dict):
+            _overlay(below[key], value)
+        else:
+            below[key] = value
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line of every key, by its dotted path; entries of `[[tasks]]` are numbered."""
+    found: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*(\[\[?)\s*([\w.\" -]+?)\s*\]\]?", line)
+        key = re.match(r"\s*([\w.\"-]+)\s*=", line)
+        if header:
+            table = tuple(part.strip(' "') for part in header[2].split("."))
+            if header[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                table = (*table, str(counts[table]))
+            found[table] = number
+        elif key:
+            found[(*table, *(part.strip('"') for part in key[1].split(".")))] = number
+    return found
+
+
+def _at(lines: Mapping[tuple[str, ...], int], path: tuple[str, ...], variant: str) -> str:
+    for length in range(len(path), 0, -1):
+        for prefix in (("variants", variant), ()):
+            if (*prefix, *path[:length]) in lines:
+                return f"line {lines[(*prefix, *path[:length])]}: "
+    return ""
+
+
+def _sentences(error: ValidationError, lines: Mapping[tuple[str, ...], int], variant: str) -> list[str]:
+    sentences = []
+    for mistake in error.errors():
+        path = tuple(str(part) for part in mistake["loc"])
+        said = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            tables: dict[str, type[_Table]] = {"backbone": Backbone, "input": Input, "train": Train, "tasks": TaskEntry}
+            known = (tables[path[0]] if len(path) > 1 and path[0] in tables else Recipe).model_fields
+            said = f"unknown key. {near(path[-1], known, limit=20)}"
+        elif mistake["type"] != "missing" and not isinstance(mistake["input"], dict):
+            said += f"; got {mistake['input']!r}"
+        sentences.append(f"{_at(lines, path, variant)}{'.'.join(path)}: {said}")
+    return sentences

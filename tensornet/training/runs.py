@@ -1,0 +1,229 @@
+"""Runs of a recipe: every variant, task and seed, each a small file as soon as it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from safetensors.torch import save
+from torch import nn
+
+from tensornet.atomic import write_file
+from tensornet.backbones import load_backbone
+from tensornet.data.images import Images
+from tensornet.data.sources import Split, read_domain
+from tensornet.errors import RecipeError, TensornetError
+from tensornet.network import AdaptedNetwork, adapt
+from tensornet.targets import find_head
+from tensornet.training.fit import fit
+from tensornet.training.recipe import Recipe, TaskEntry
+
+Row = dict[str, Any]
+"""One finished run: what `results.json` has a list of."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a task with one recipe and one seed."""
+
+    recipe: Recipe
+    variant: str
+    task: TaskEntry
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """For people and file names."""
+        return "-".join(part for part in (self.variant, self.task.name, f"seed{self.seed}") if part)
+
+    @property
+    def digest(self) -> str:
+        """Of all settings that the result depends on."""
+        settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"})
+        settings["train"].pop("seeds")
+        text = json.dumps([settings, self.task.model_dump(mode="json"), self.seed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def folder(self, out: Path) -> Path:
+        """Where the task is written: `tasks/` under the variant, under the seed where there are several."""
+        seeds = self.recipe.train.seeds
+        return out / self.variant / (f"seed-{self.seed}" if self.seed != seeds[0] else "") / "tasks" / self.task.name
+
+
+class Grid:
+    """The runs of a recipe with one data folder and one output folder.
+
+    Args:
+        recipes: one per variant, as `load_recipe` returns them.
+        data: the folder from which the recipe's paths begin.
+        out: the folder for results.
+        only: names of tasks; all where it is empty.
+
+    Raises:
+        RecipeError: the backbone, the config or a task's data cannot be used: every problem is listed.
+    """
+
+    def __init__(self, recipes: dict[str, Recipe], data: Path, out: Path, only: Sequence[str] = ()) -> None:
+        self.recipes = recipes
+        self.data = data
+        self.out = out
+        self._splits: dict[TaskEntry, tuple[Split, Split]] = {}
+        self._images: tuple[tuple[TaskEntry, int], tuple[Images, Images]] | None = None
+        self.runs = [
+            Run(recipe, variant, task, seed)
+            for variant, recipe in recipes.items()
+            for seed in recipe.train.seeds
+            for task in recipe.tasks
+            if not only or task.name in only
+        ]
+        self._check(only)
+
+    def _check(self, only: Sequence[str]) -> None:
+        """Everything that can be known before the first training."""
+        problems: list[str] = []
+        known = {task.name for recipe in self.recipes.values() for task in recipe.tasks}
+        problems += [f"there is no task {name!r}; there is {', '.join(sorted(known))}" for name in only if name not in known]
+        for variant, recipe in self.recipes.items():
+            try:
+                AdaptedNetwork(self._backbone(recipe), recipe.config, recipe.backbone.source)
+            except TensornetError as error:
+                problems.append(f"{f'variant {variant}: ' if variant else ''}{error}")
+        for entry in dict.fromkeys(run.task for run in self.runs):
+            try:
+                self._splits[entry] = self._read(entry)
+            except TensornetError as error:
+                problems.append(f"task {entry.name}: {error}")
+        if problems:
+            raise RecipeError("this recipe with this data", list(dict.fromkeys(problems)))
+
+    def _read(self, entry: TaskEntry) -> tuple[Split, Split]:
+        folder = self.data / entry.data
+        if entry.train is not None and entry.test is not None:
+            return read_domain(folder, folder / entry.train, folder / entry.test)
+        return read_domain(folder)
+
+    def _backbone(self, recipe: Recipe) -> nn.Module:
+        chosen = recipe.backbone
+        L.seed_everything(0, verbose=False)  # what a backbone lacks in weights is the same in every run
+        return load_backbone(
+            chosen.source, root=self.data, pretrained=chosen.pretrained, options=chosen.options, weights=chosen.weights
+        )
+
+    def finished(self, run: Run) -> Row | None:
+        """The result of a run that is done already; None where it is not.
+
+        Raises:
+            RecipeError: the folder holds a result of other settings under this name.
+        """
+        path = self._record(run)
+        if not path.is_file():
+            return None
+        row: Row = json.loads(path.read_text())
+        if row["digest"] != run.digest:
+            advice = "choose another --out, or delete that file to run it again"
+            raise RecipeError(str(self.out), [f"{path} was made with other settings: {advice}"])
+        return row
+
+    def execute(self, run: Run, progress: bool = True) -> Row:
+        """Train one run, write its task and its result, and return the result.
+
+        A run that was killed goes on from its last epoch.
+        """
+        recipe = run.recipe
+        train, test = self._decoded(run)
+        net = adapt(self._backbone(recipe), recipe.config, name=recipe.backbone.source)
+        size = sum(p.numel() for p in net.backbone.parameters())
+        L.seed_everything(run.seed, verbose=False)
+        task = net.add_task(run.task.name, head=_head(net, len(train.split.classes)))
+        net.set_task(task.name)
+        whole = recipe.train.method == "full"
+        model = net.merged(task.name) if whole else net
+        trained: nn.Module = model if whole else task
+        checkpoints = self.out / "checkpoints" / run.label / run.digest
+        fitted = fit(
+            model, trained, train, test, recipe.train, recipe.input, run.seed, checkpoints=checkpoints, progress=progress
+        )
+        if whole:
+            path = run.folder(self.out).parent.parent / "models" / f"{task.name}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
+            counts = _whole_counts(model, net)
+        else:
+            counts = task.parameter_counts()
+            net.save_task(task.name, run.folder(self.out))
+        row: Row = {
+            "variant": run.variant,
+            "task": task.name,
+            "method": recipe.train.method,
+            "decomposition": "full" if whole else recipe.config.decomposition,
+            "rank": None if whole else recipe.config.to_dict()["rank"],
+            "seed": run.seed,
+            "epochs": recipe.train.epochs,
+            "metric": "accuracy",
+            "value": fitted.accuracy,
+            "loss": fitted.loss,
+            "trainable_parameters": counts["total"],
+            "parameters": counts,
+            "backbone_parameters": size,
+            "ratio": counts["total"] / size,
+            "seconds": round(fitted.seconds, 2),
+            "backbone": recipe.backbone.source,
+            "backbone_hash": net.identity()["stored"],
+            "digest": run.digest,
+        }
+        self._record(run).parent.mkdir(parents=True, exist_ok=True)
+        write_file(self._record(run), json.dumps(row, indent=1) + "\n")
+        shutil.rmtree(checkpoints.parent, ignore_errors=True)
+        return row
+
+    def results(self) -> list[Row]:
+        """The results of all finished runs of this grid; also written to `results.json`."""
+        rows = [row for row in (self.finished(run) for run in self.runs) if row is not None]
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_file(self.out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
+        return rows
+
+    def all(self, progress: bool = True, before: Callable[[Run, int], None] | None = None) -> Iterator[Row]:
+        """Every result in turn, those that are missing made now; `results.json` is written after each."""
+        for run in self.runs:
+            self.finished(run)
+        for i, run in enumerate(self.runs):
+            row = self.finished(run)
+            if row is None:
+                if before is not None:
+                    before(run, i)
+                row = self.execute(run, progress)
+                self.results()
+            yield row
+
+    def _record(self, run: Run) -> Path:
+        return self.out / "runs" / f"{run.label}.json"
+
+    def _decoded(self, run: Run) -> tuple[Images, Images]:
+        """The images of a task; those of the last task are kept."""
+        key = (run.task, run.recipe.input.stored)
+        if self._images is None or self._images[0] != key:
+            train, test = self._splits[run.task]
+            self._images = (key, (Images(train, key[1]), Images(test, key[1])))
+        return self._images[1]
+
+
+def _head(net: AdaptedNetwork, classes: int) -> nn.Linear:
+    """A fresh linear head with the width of the backbone's."""
+    own = net.backbone.get_submodule(net.head_path) if net.head_path is not None else None
+    if not isinstance(own, nn.Linear):
+        raise RecipeError("this backbone", [f"its head {net.head_path!r} is no linear layer; set adapt.head to one"])
+    return nn.Linear(own.in_features, classes)
+
+
+def _whole_counts(model: nn.Module, net: AdaptedNetwork) -> dict[str, int]:
+    head = find_head(model, net.head_path)
+    inside = sum(p.numel() for p in model.get_submodule(head).parameters()) if head is not None else 0
+    total = sum(p.numel() for p in model.parameters())
+    return {"deltas": total - inside, "norms": 0, "head": inside, "total": total}
