@@ -63,14 +63,12 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
             path.rename(old)
         temporary.rename(path)
     except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
         if old is not None and old.exists() and not path.exists():
             old.rename(path)
-        raise WriteError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
         for leftover in (temporary, old):
-            if leftover is not None and leftover.exists() and path.exists():
-                shutil.rmtree(leftover, ignore_errors=True)
-            elif leftover is temporary and leftover is not None:
+            if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 

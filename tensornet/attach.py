@@ -97,19 +97,16 @@ def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, norm: bool = 
     Raises:
         StateError: the module is scripted, or its class cannot be subclassed in place.
     """
-    cls = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise StateError(f"a scripted module cannot be adapted; got {type(module).__name__}")
+    base = type(module)
     if isinstance(module, Attached):
-        base = cls._base
-        known = tuple(name for name, value in vars(cls).items() if isinstance(value, property))
+        base = module._base
+        known = tuple(name for name, value in vars(type(module)).items() if isinstance(value, property))
         parameters = (*known, *(name for name in parameters if name not in known))
         norm = norm or isinstance(module, AttachedNorm)
-    else:
-        base = cls
-        module.__dict__["_slot"] = Slot()
-    if isinstance(module, torch.jit.ScriptModule):
-        raise StateError(f"a scripted module cannot be adapted; got {base.__name__}")
-    module.__class__ = _attached_class(base, parameters, norm)
-    slot: Slot = module.__dict__["_slot"]
+    slot: Slot = module.__dict__.setdefault("_slot", Slot())
+    module.__class__ = _attached_class(base, parameters, norm)  # type: ignore[arg-type]
     slot.is_head = slot.is_head or head
     if norm:
         module.eval()
@@ -117,8 +114,7 @@ def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, norm: bool = 
 
 def detach(module: nn.Module) -> None:
     """Make ``module`` what it was before `attach`."""
-    assert isinstance(module, Attached)
-    module.__class__ = module._base
+    module.__class__ = module.__class__._base  # type: ignore[attr-defined]
     del module.__dict__["_slot"]
 
 
@@ -148,11 +144,13 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return delta.added_to(weight)
     held = [weight, *delta.decomposition.factors().values()]
+    # some kernels of PyTorch are chosen by whether a weight requires gradients, so it does in every grad mode or in none
+    trainable = any(tensor.requires_grad for tensor in held)
     if any(tensor.is_inference() for tensor in held):
-        return delta.added_to(weight)
+        return delta.added_to(weight).detach().requires_grad_(trainable)
     state = [(tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in held]
     known = slot.cache.get(name)
     if known is None or known[0][0] != state or known[0][1] is not delta:
         alive = [tensor.detach() for tensor in held]  # memory that is kept cannot be handed out at the same address
-        known = slot.cache[name] = ((state, delta, alive), delta.added_to(weight))
+        known = slot.cache[name] = ((state, delta, alive), delta.added_to(weight).detach().requires_grad_(trainable))
     return known[1]

@@ -19,7 +19,12 @@ KINDS = ("hub", "python", "timm", "torchvision", "transformers")
 
 
 def load_backbone(
-    source: str, *, root: str | Path = ".", pretrained: bool = True, options: dict[str, Any] | None = None, weights: str | None = None
+    source: str,
+    *,
+    root: str | Path = ".",
+    pretrained: bool = True,
+    options: dict[str, Any] | None = None,
+    weights: str | None = None,
 ) -> nn.Module:
     """A backbone by name.
 
@@ -66,7 +71,9 @@ def _load_weights(backbone: nn.Module, path: Path) -> None:
         raise BackboneError(f"weights {path} cannot be read: {error}") from None
     own = backbone.state_dict()
     wrong = [f"{k}: missing" for k in own if k not in state] + [f"{k}: unknown" for k in state if k not in own]
-    wrong += [f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
+    wrong += [
+        f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape
+    ]
     if wrong:
         raise BackboneError(f"weights {path} do not fit the network:" + "".join(f"\n  - {line}" for line in wrong[:20]))
     backbone.load_state_dict(state)
@@ -76,7 +83,9 @@ def _hub(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> An
     folder, _, entry = rest.rpartition(":")
     directory = root / folder
     if not (directory / "hubconf.py").is_file():
-        raise BackboneError(f"hub:{rest}: there is no {directory / 'hubconf.py'}; write hub:DIR:ENTRY, DIR from {root.resolve()}")
+        raise BackboneError(
+            f"hub:{rest}: there is no {directory / 'hubconf.py'}; write hub:DIR:ENTRY, DIR from {root.resolve()}"
+        )
     return torch.hub.load(str(directory), entry, source="local", pretrained=pretrained, **options)
 
 

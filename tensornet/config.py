@@ -35,7 +35,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.decomposition not in (None, NONE):
-            DECOMPOSITIONS.get(self.decomposition)  # type: ignore[arg-type]
+            DECOMPOSITIONS.get(self.decomposition)
         if self.rank is not None:
             object.__setattr__(self, "rank", check_rank(self.rank))
         if self.rank is not None and self.budget is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tensorly as tl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from tensornet.decompositions import Bottleneck, Decomposition, Factors
+from tensornet.decompositions import Bottleneck, Decomposition, Factors, on_pytorch
 from tensornet.foldings import Fold, Member
 
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -56,7 +55,7 @@ class Delta:
     def dense(self) -> Tensor:
         """ΔW in the shape of the weight."""
         factors = self.factors()
-        with tl.backend_context("pytorch", local_threadsafe=True):
+        with on_pytorch():
             if factors is not None:
                 tensor = self.decomposition.reconstruct(factors, self._shape)
             else:
@@ -78,7 +77,8 @@ class Delta:
         bottleneck = self.bottleneck()
         if bottleneck is None:
             return (weight.to(wide) + self.dense().to(wide)).to(weight.dtype)
-        out, rows = bottleneck.out.to(wide), Bottleneck(*_widened(bottleneck, wide)).rows()
+        core, into = (None if part is None else part.to(wide) for part in bottleneck[1:])
+        out, rows = bottleneck.out.to(wide), Bottleneck(bottleneck.out, core, into).rows()
         if self.target.transposed:
             sums = torch.addmm(weight.to(wide).transpose(0, 1).flatten(1), out, rows, alpha=self.scale)
             return sums.reshape(weight.shape[1], weight.shape[0], *weight.shape[2:]).transpose(0, 1).to(weight.dtype)
@@ -87,7 +87,8 @@ class Delta:
 
     def branches(self, layer: nn.Module) -> bool:
         """Whether ``layer`` can take this delta on its activations: its forward is the stock one and has no groups."""
-        if self.bottleneck() is None or self.target.transposed or layer._base.forward not in _STOCK:
+        kind = getattr(layer, "_base", type(layer))
+        if self.bottleneck() is None or self.target.transposed or kind.forward not in _STOCK:
             return False
         if isinstance(layer, nn.Embedding):
             return layer.padding_idx is None and not layer.scale_grad_by_freq and not layer.sparse
@@ -109,10 +110,6 @@ class Delta:
         else:
             y = F.linear(F.linear(x, bottleneck.rows()), bottleneck.out)
         return self.scale * y
-
-
-def _widened(bottleneck: Bottleneck, dtype: torch.dtype) -> list[Tensor | None]:
-    return [None if part is None else part.to(dtype) for part in bottleneck]
 
 
 def _convolve(layer: _ConvNd, x: Tensor, bottleneck: Bottleneck) -> Tensor:

@@ -28,7 +28,9 @@ def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | Non
         raise ShapeError("this backbone has no head to replace: it has no linear layer, or the config says head='none'")
     own, theirs = input_width(backbone.get_submodule(head_path)), input_width(head)
     if own is not None and theirs is not None and own != theirs:
-        raise ShapeError(f"the head takes {theirs} features, the backbone's {head_path!r} takes {own}: make it nn.Linear({own}, …)")
+        raise ShapeError(
+            f"the head takes {theirs} features, the backbone's {head_path!r} takes {own}: make it nn.Linear({own}, …)"
+        )
 
 
 def check_fit(
@@ -109,7 +111,11 @@ def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path
         raise TaskFileError(f"task {file.name!r}: its head should have the tensors {wanted}; the file holds {found}")
     made.load_state_dict({name: tensor.clone() for name, tensor in file.head.items()}, assign=True)
     made.requires_grad_(True)
-    like = next(backbone.parameters(), None) if head_path is None else next(backbone.get_submodule(head_path).parameters(), None)
+    like = (
+        next(backbone.parameters(), None)
+        if head_path is None
+        else next(backbone.get_submodule(head_path).parameters(), None)
+    )
     dtype = next((t.dtype for t in file.head.values() if t.is_floating_point()), torch.float32)
     if like is None or (like.device.type == "cpu" and like.dtype == dtype):
         return made

@@ -45,7 +45,7 @@ def own_copy(norm: nn.Module) -> nn.Module:
     """A trainable copy of a shared layer, with its affine parameters and its running statistics."""
     if isinstance(norm, Attached):
         slot = norm._slot
-        copied = copy.deepcopy(norm, {id(slot): slot})
+        copied: nn.Module = copy.deepcopy(norm, {id(slot): slot})
         detach(copied)
     else:
         copied = copy.deepcopy(norm)

@@ -107,7 +107,7 @@ def candidates(backbone: nn.Module) -> list[Target]:
     found: dict[int, Target] = {}
     for order, (path, module) in enumerate(backbone.named_modules()):
         for name in _weights(module):
-            parameter = getattr(module, "_parameters")[name]
+            parameter = module._parameters[name]
             if isinstance(parameter, UninitializedParameter):
                 raise TargetError(f"{path}: the layer is lazy and has no weight yet; run the backbone once first")
             known = found.get(id(parameter))
@@ -165,12 +165,11 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
 
 def _weights(module: nn.Module) -> Sequence[str]:
     """The parameters of one module that can have a delta; a weight computed from others cannot."""
+    names: tuple[str, ...] = ()
     if isinstance(module, nn.MultiheadAttention):
         names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     elif isinstance(module, _ConvNd | nn.Linear | nn.Embedding):
         names = ("weight",)
-    else:
-        return ()
     return [name for name in names if module._parameters.get(name) is not None]
 
 

@@ -104,7 +104,13 @@ class Task(nn.Module):
             kinds[label] = kinds.get(label, 0) + 1
         common = ", ".join(f"{n} × {label}" for label, n in sorted(kinds.items(), key=lambda kv: -kv[1])[:3])
         more = "" if len(kinds) <= 3 else f", {len(kinds) - 3} other kinds"
-        head = "the backbone's own" if self.head is None else repr(self.head) if not list(self.head.children()) else type(self.head).__name__
+        head = (
+            "the backbone's own"
+            if self.head is None
+            else repr(self.head)
+            if not list(self.head.children())
+            else type(self.head).__name__
+        )
         return (
             f"Task({self.name!r}: {counts['total']:,} parameters\n"
             f"  deltas {counts['deltas']:,}: {common or 'none'}{more}\n"

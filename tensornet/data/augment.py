@@ -32,7 +32,9 @@ def random_crop(images: Tensor, size: int, pad: int, generator: torch.Generator)
     left = torch.randint(width - size + 1, (n, 1), generator=generator)
     steps = torch.arange(size)
     rows, columns = (top + steps).to(images.device), (left + steps).to(images.device)
-    chosen = padded.permute(0, 2, 3, 1)[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    chosen = padded.permute(0, 2, 3, 1)[
+        torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]
+    ]
     return chosen.permute(0, 3, 1, 2).contiguous()
 
 

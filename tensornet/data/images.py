@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,9 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         if rgb.size != (self.size, self.size):
             width, height = rgb.size
             ratio = self.size / min(width, height)
-            resized = rgb.resize((max(self.size, round(width * ratio)), max(self.size, round(height * ratio))), Image.Resampling.BICUBIC)
+            resized = rgb.resize(
+                (max(self.size, round(width * ratio)), max(self.size, round(height * ratio))), Image.Resampling.BICUBIC
+            )
             left, top = (resized.width - self.size) // 2, (resized.height - self.size) // 2
             rgb = resized.crop((left, top, left + self.size, top + self.size))
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
@@ -119,16 +122,16 @@ class Shuffled(BatchSampler):
         self.epoch = epoch
 
 
-def train_loader(images: Images, batch_size: int, seed: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+def shuffled_loader(images: Images, batch_size: int, seed: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
     """Shuffled batches of all images."""
     sampler = Shuffled(len(images), batch_size, seed)
     return DataLoader(images, batch_sampler=sampler, collate_fn=_as_is, num_workers=workers)
 
 
-def test_loader(images: Images, batch_size: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+def ordered_loader(images: Images, batch_size: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
     """All images in order."""
     return DataLoader(images, batch_size=batch_size, shuffle=False, collate_fn=_as_is, num_workers=workers)
 
 
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_is(batch: Any) -> Any:
     return batch

@@ -64,7 +64,9 @@ def read_folder(folder: Path) -> Split:
         DataError: there is no such folder, no class, or no image.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} does not exist; expected train/CLASS/ and test/CLASS/ folders, or train.parquet and test.parquet")
+        raise DataError(
+            f"{folder} does not exist; expected train/CLASS/ and test/CLASS/ folders, or train.parquet and test.parquet"
+        )
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir())
     images, labels = [], []
     for label, name in enumerate(classes):

@@ -6,6 +6,7 @@ from tensornet.decompositions.base import Factors as Factors
 from tensornet.decompositions.base import decomposition as decomposition
 from tensornet.decompositions.base import decompositions as decompositions
 from tensornet.decompositions.base import name_of as name_of
+from tensornet.decompositions.base import on_pytorch as on_pytorch
 from tensornet.decompositions.base import register as register
 from tensornet.decompositions.cp import CP as CP
 from tensornet.decompositions.dense import Dense as Dense

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple, Self
 
 import tensorly as tl
@@ -16,6 +17,12 @@ from tensornet.registry import DECOMPOSITIONS
 from tensornet.shapes import Rank, Shape, check_rank, check_shape, count
 
 Factors = Mapping[str, Tensor]
+
+
+def on_pytorch() -> AbstractContextManager[object]:
+    """TensorLy on its PyTorch backend, for this thread and inside the block only."""
+    context: AbstractContextManager[object] = tl.backend_context("pytorch", local_threadsafe=True)
+    return context
 
 
 class Bottleneck(NamedTuple):
@@ -173,7 +180,9 @@ class Decomposition(nn.Module, ABC):
         if fewest > parameters:
             raise RankError(f"{cls.__name__} of shape {tuple(shape)} needs {fewest} parameters at rank 1; got {parameters}")
         low, high = 1, 2
-        while cls.parameter_count(shape, high) <= parameters and cls.feasible_rank(shape, high) != cls.feasible_rank(shape, low):
+        while cls.parameter_count(shape, high) <= parameters and cls.feasible_rank(shape, high) != cls.feasible_rank(
+            shape, low
+        ):
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
@@ -219,7 +228,7 @@ class Decomposition(nn.Module, ABC):
         wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
         largest = float(wide.abs().max())
         scale = 1.0 if 1e-6 < largest < 1e6 else largest  # squares of tiny or huge entries would leave float32
-        with tl.backend_context("pytorch", local_threadsafe=True):
+        with on_pytorch():
             factors = dict(cls.decompose(wide / scale, rank, seed))
         factors[cls.zero] = factors[cls.zero] * scale
         return cls.from_factors(shape, rank, {n: f.to(tensor.dtype) for n, f in factors.items()})
@@ -230,7 +239,7 @@ class Decomposition(nn.Module, ABC):
 
     def to_tensor(self) -> Tensor:
         """The dense tensor, of `shape`."""
-        with tl.backend_context("pytorch", local_threadsafe=True):
+        with on_pytorch():
             return self.reconstruct(self.factors(), self.shape)
 
     def inner(self, other: Decomposition) -> Tensor:
@@ -241,7 +250,7 @@ class Decomposition(nn.Module, ABC):
         """
         if self.shape != other.shape:
             raise ShapeError(f"an inner product needs equal shapes; got {self.shape} and {other.shape}")
-        with tl.backend_context("pytorch", local_threadsafe=True):
+        with on_pytorch():
             if type(self) is type(other):
                 product = self.inner_product(_double(self), _double(other), self.shape)
                 if product is not None:
@@ -250,7 +259,7 @@ class Decomposition(nn.Module, ABC):
 
     def norm(self) -> Tensor:
         """The Frobenius norm ‖A‖ as a float64 scalar, in factor space."""
-        with tl.backend_context("pytorch", local_threadsafe=True):
+        with on_pytorch():
             squared = self.squared_norm(_double(self), self.shape)
             if squared is None:
                 squared = self.reconstruct(_double(self), self.shape).square().sum()
@@ -261,7 +270,7 @@ class Decomposition(nn.Module, ABC):
         rank = self.feasible_rank(self.shape, rank)
         source = {n: f.detach().to(torch.promote_types(f.dtype, torch.float32)) for n, f in self.factors().items()}
         dtype = next(self.parameters()).dtype
-        with tl.backend_context("pytorch", local_threadsafe=True):
+        with on_pytorch():
             factors = self.round_factors(source, self.shape, rank, seed)
             if factors is None:
                 return self.from_tensor(self.reconstruct(source, self.shape).to(dtype), rank, seed=seed)

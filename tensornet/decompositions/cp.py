@@ -50,8 +50,8 @@ class CP(Decomposition):
         rank = single_rank(rank, "CP")
         modes = [i for i, n in enumerate(tensor.shape) if n > 1]
         core = tensor.squeeze()
-        if core.ndim == 0:
-            found = []
+        if core.ndim <= 1:
+            found = [core[:, None]] if core.ndim else []
         elif rank >= cls.full_rank(tuple(core.shape)):
             found = _constructed(core)
         elif core.ndim == 2:

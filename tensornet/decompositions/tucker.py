@@ -50,8 +50,9 @@ class Tucker(Decomposition):
     @classmethod
     def decompose(cls, tensor: Tensor, rank: Rank, seed: int) -> dict[str, Tensor]:
         ranks = cls.feasible_rank(tuple(tensor.shape), rank)
-        core, matrices = tucker(tensor, list(ranks), n_iter_max=20, init="svd", tol=1e-6, random_state=seed)
-        return _named(core, matrices)
+        useful = [min(r, tensor.numel() // n) for r, n in zip(ranks, tensor.shape, strict=True)]
+        core, matrices = tucker(tensor, useful, n_iter_max=20, init="svd", tol=1e-6, random_state=seed)
+        return _fitted(core, matrices, ranks)
 
     @classmethod
     def take(cls, factors: Factors, shape: Shape, mode: int, index: int) -> Factors:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet.data.augment import centre_crop, normalised, random_crop, random_flip
-from tensornet.data.images import Images, test_loader, train_loader
+from tensornet.data.images import Images, ordered_loader, shuffled_loader
 from tensornet.errors import MissingExtraError, NonFiniteError
 from tensornet.training.recipe import Input, Train
 
@@ -88,9 +88,14 @@ class Classifier(L.LightningModule):
             optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         else:
             decay, momentum = settings.weight_decay, settings.momentum
-            optimizer = torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0)
+            optimizer = torch.optim.SGD(
+                parameters, settings.lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
+            )
         steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": _schedule(optimizer, settings, steps), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": _schedule(optimizer, settings, steps), "interval": "step"},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self._trained[0].state_dict()
@@ -151,7 +156,7 @@ def fit(
             devices=1,
         )
         resumed = str(last) if last is not None and last.is_file() else None
-        loader = train_loader(train, settings.batch_size, seed, settings.workers)
+        loader = shuffled_loader(train, settings.batch_size, seed, settings.workers)
         trainer.fit(module, loader, ckpt_path=resumed, weights_only=True if resumed else None)
         seconds = module.seconds()
         if trainer.interrupted:
@@ -165,15 +170,17 @@ def fit(
 
 def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 256, *, progress: bool = False) -> float:
     """The accuracy in [0, 1] of a network that maps normalised images to logits."""
-    settings = Train(epochs=1, lr=1.0, batch_size=batch_size)
+    settings = Train.model_validate({"epochs": 1, "lr": 1.0})
     with _quiet():
-        trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=progress, devices=1)
+        trainer = L.Trainer(
+            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=progress, devices=1
+        )
         return score(trainer, Classifier(network, network, settings, image, 0), test, batch_size)
 
 
 def score(trainer: L.Trainer, module: Classifier, test: Images, batch_size: int) -> float:
     """The accuracy of a module on a test split."""
-    (metrics,) = trainer.test(module, test_loader(test, batch_size), verbose=False)
+    (metrics,) = trainer.test(module, ordered_loader(test, batch_size), verbose=False)
     return float(metrics["accuracy"])
 
 

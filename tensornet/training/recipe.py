@@ -10,8 +10,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
-from pydantic import field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tensornet.config import AdaptConfig
 from tensornet.errors import RecipeError, TensornetError, near
@@ -128,7 +138,9 @@ class Recipe(_Table):
 
 def shipped() -> list[str]:
     """The names of the recipes in the package."""
-    return sorted(f.name.removesuffix(".toml") for f in resources.files("tensornet.recipes").iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in resources.files("tensornet.recipes").iterdir() if f.name.endswith(".toml")
+    )
 
 
 def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
@@ -184,7 +196,9 @@ def _text(source: str) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {source}", [f"it cannot be read: {error}. The package has: {', '.join(shipped())}"]) from None
+        raise RecipeError(
+            f"recipe {source}", [f"it cannot be read: {error}. The package has: {', '.join(shipped())}"]
+        ) from None
 
 
 def _settings(settings: Sequence[str], problems: list[str]) -> list[dict[str, Any]]:

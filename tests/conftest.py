@@ -1,0 +1,52 @@
+"""Settings of the suite, and the real architectures where they can be imported."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+VISION = Path(sys.prefix) / "vision"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+settings.register_profile("fast", max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("fast")
+torch.set_num_threads(1)  # the suite runs in one process per core
+
+
+def pytest_addoption(parser):
+    parser.addoption("--data", default=str(DATA), help="folder with real data sets and backbones")
+
+
+@pytest.fixture(scope="session")
+def data(request):
+    folder = Path(request.config.getoption("--data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; pass --data DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The real torchvision; a build without its operators imports once their schemas are declared."""
+    if VISION.is_dir() and str(VISION) not in sys.path:
+        sys.path.append(str(VISION))
+    try:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch._tensornet_tests_keep = library
+    except RuntimeError:
+        pass  # a complete build declares them itself
+    return pytest.importorskip("torchvision")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    return pytest.importorskip("timm")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,345 @@
+"""Tasks on disk: exact, atomic, described by themselves, and refused when anything is off."""
+
+import errno
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, load_file, save
+from torch import nn
+
+import tensornet as tn
+from tensornet import atomic
+from tensornet.errors import MismatchError, NameTakenError, NonFiniteError, TaskFileError, WriteError
+from tests.toys import Encoder, ResNet, Transformer, trained
+
+
+def network(seed=0, **config):
+    torch.manual_seed(seed)
+    return tn.adapt(ResNet().eval(), tn.AdaptConfig(**({"decomposition": "cp", "rank": 2} | config)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = network()
+    trained(net.add_task("t", nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 3))))
+    net.save_task("t", tmp_path / "t")
+    return net, tmp_path / "t"
+
+
+@pytest.mark.parametrize("decomposition", tn.decompositions())
+@pytest.mark.parametrize("folding", ["layer", "depth"])
+def test_round_trip_is_bit_identical(decomposition, folding, tmp_path):
+    net = network(decomposition=decomposition, folding=folding, scale=0.5)
+    task = trained(net.add_task("t", nn.Linear(8, 3)))
+    net.save_task("t", tmp_path / "t")
+    other = network(decomposition="none")
+    loaded = other.load_task(tmp_path / "t", "u")
+    assert loaded.config == task.config
+    mine, theirs = task.state_dict(), loaded.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[k], theirs[k]) and mine[k].dtype == theirs[k].dtype for k in mine)
+    x = torch.randn(2, 3, 8, 8)
+    with net.task("t"), other.task("u"):
+        assert torch.equal(net(x), other(x))
+    other.save_task("u", tmp_path / "u")
+    assert (tmp_path / "t/task.safetensors").read_bytes() == (tmp_path / "u/task.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("backbone", [Transformer, Encoder])
+def test_other_architectures(backbone, tmp_path):
+    torch.manual_seed(0)
+    first = tn.adapt(backbone().eval(), tn.AdaptConfig("tt", rank=2))
+    trained(first.add_task("t", nn.Linear(8, 3)))
+    first.save_task("t", tmp_path / "t")
+    torch.manual_seed(0)
+    second = tn.adapt(backbone().eval())
+    second.load_task(tmp_path / "t")
+    x = torch.randint(11, (2, 5)) if backbone is Transformer else torch.randn(2, 5, 8)
+    with first.task("t"), second.task("t"):
+        assert torch.equal(first(x), second(x))
+
+
+def test_the_file_is_readable_without_the_backbone(saved):
+    net, path = saved
+    file = tn.read_task(path)
+    assert file.name == "t"
+    assert file.parameter_counts() == net["t"].parameter_counts()
+    for (plan, module), (other, own) in zip(file.tensors, net["t"].tensors(), strict=True):
+        assert plan == other
+        assert torch.equal(module.to_tensor(), own.to_tensor())
+        member = file.record.tensors[plan.fold.name].members[0]
+        weight = net.backbone.get_submodule(member.module)._parameters["weight"]
+        assert member.norm == pytest.approx(weight.double().norm().item())
+    assert [p.fold.members[0].target.order for p, _ in file.tensors] == sorted(
+        p.fold.members[0].target.order for p, _ in file.tensors
+    )
+
+
+def test_the_file_holds_the_task_and_nothing_else(saved):
+    net, path = saved
+    assert sorted(p.name for p in path.iterdir()) == ["README.md", "task.json", "task.safetensors"]
+    tensors = load_file(path / "task.safetensors")
+    assert sum(t.numel() for k, t in tensors.items() if k.startswith("delta/")) == net["t"].parameter_counts()["deltas"]
+    assert "delta/layer1.0.conv1/factor_0" in tensors
+    assert "norm/layer1.0.bn1/running_mean" in tensors
+    assert "head/1.weight" in tensors
+    assert {key.split("/")[0] for key in tensors} == {"delta", "norm", "head"}
+    assert "library_name: tensornet" in (path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_mapped_to_another_dtype(saved, dtype):
+    net, path = saved
+    other = network()
+    other.to(dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = other.load_task(path)
+    assert any("another dtype" in str(w.message) for w in caught)
+    wanted = net["t"].to(dtype).state_dict()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in loaded.state_dict().items())
+    (_, module), *_ = tn.read_task(path, dtype=dtype).tensors
+    assert next(module.parameters()).dtype == dtype
+
+
+def test_every_mismatch_is_listed_at_once(saved):
+    _, path = saved
+    backbone = ResNet(width=8)
+    backbone.layer1[0].conv1 = nn.Conv2d(8, 8, 5, padding=2, bias=False)
+    backbone.layer1[1].bn2 = nn.Identity()
+    backbone.layer2[0].down = nn.Identity()
+    with pytest.raises(MismatchError) as caught:
+        tn.adapt(backbone).load_task(path)
+    text = str(caught.value)
+    for words in ("hash", "layer1.0.conv1", "(8, 8, 5, 5)", "layer1.1.bn2", "layer2.0.down"):
+        assert words in text
+    assert len(caught.value.mismatches) >= 4
+
+
+def test_another_backbone_of_the_same_shape_is_refused(saved):
+    _, path = saved
+    with pytest.raises(MismatchError, match="hash"):
+        network(seed=1).load_task(path)
+    net = network()
+    with torch.no_grad():
+        net.backbone.bn1.running_mean += 1e-3
+    with pytest.raises(MismatchError, match="hash"):
+        net.load_task(path)
+    assert net.tasks == ()
+    head = network()
+    with torch.no_grad():
+        head.backbone.fc.weight += 1
+    head.load_task(path)
+
+
+def test_names_on_loading(saved):
+    net, path = saved
+    with pytest.raises(NameTakenError):
+        net.load_task(path)
+    net.load_task(path, "again")
+    assert net.tasks == ("t", "again")
+
+
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_noticed(tmp_path_factory, position, bit):
+    path = tmp_path_factory.mktemp("flip") / "t"
+    net = network()
+    net.add_task("t")
+    net.save_task("t", path)
+    data = bytearray((path / "task.safetensors").read_bytes())
+    data[int(position * len(data))] ^= 1 << bit
+    (path / "task.safetensors").write_bytes(data)
+    with pytest.raises(TaskFileError, match="changed or cut short"):
+        tn.read_task(path)
+
+
+@given(keep=st.floats(0, 1, exclude_max=True), name=st.sampled_from(["task.json", "task.safetensors"]))
+def test_truncated_files_are_refused(tmp_path_factory, keep, name):
+    path = tmp_path_factory.mktemp("cut") / "t"
+    net = network()
+    net.add_task("t")
+    net.save_task("t", path)
+    data = (path / name).read_bytes()
+    (path / name).write_bytes(data[: int(keep * (len(data) - 2))])
+    with pytest.raises(TaskFileError):
+        tn.read_task(path)
+
+
+def edit(path, change):
+    record = json.loads((path / "task.json").read_text())
+    change(record)
+    (path / "task.json").write_text(json.dumps(record))
+
+
+TENSOR = "layer1.0.conv1"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.update(format_version=2), "upgrade"),
+        (lambda r: r.update(format="other"), "does not describe a task"),
+        (lambda r: r.update(name="../../etc"), "cannot name a task"),
+        (lambda r: r.update(surprise=1), "surprise"),
+        (lambda r: r.pop("backbone"), "backbone"),
+        (lambda r: r["config"].update(rank=-1), "rank"),
+        (lambda r: r["tensors"][TENSOR].update(shape=[10**9, 10**9, 9]), "cannot have|elements"),
+        (lambda r: r["tensors"][TENSOR].update(ranks=10**6), "factors"),
+        (lambda r: r["tensors"][TENSOR].update(ranks=0), "greater than 0"),
+        (lambda r: r["tensors"][TENSOR].update(scale=float("nan")), "finite"),
+        (lambda r: r["tensors"][TENSOR].update(decomposition="nothing"), "unknown decomposition"),
+        (lambda r: r["tensors"][TENSOR].update(shared=["factor_0"]), "outside this file"),
+        (lambda r: r["tensors"][TENSOR].update(members=[]), "no members"),
+        (lambda r: r["tensors"][TENSOR]["members"][0].update(slice={"depth": 3}), "make up"),
+        (lambda r: r["tensors"][TENSOR]["members"][0].update(shape=[8, 8, 5, 5]), "make up"),
+        (lambda r: r["tensors"].pop(TENSOR), "is in task.safetensors and not in task.json"),
+        (lambda r: r["norms"].update({"layer9": "BatchNorm2d"}), "has no tensors"),
+        (lambda r: r["norms"].pop("bn1"), "not in task.json"),
+    ],
+)
+def test_hostile_or_newer_records(saved, change, words):
+    _, path = saved
+    edit(path, change)
+    with pytest.raises(tn.TensornetError, match=words):
+        tn.read_task(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r["head"]["layers"]["1"].update(out_features=10**12), "settings"),
+        (lambda r: r["head"]["layers"]["1"].update(out_features=4), "tensors"),
+        (lambda r: r["head"].update(type="os.system"), "cannot describe"),
+        (lambda r: r["head"].update(layers={"__class__": {"type": "Identity"}}), "cannot be built"),
+    ],
+)
+def test_hostile_heads(saved, change, words):
+    net, path = saved
+    edit(path, change)
+    with pytest.raises(TaskFileError, match=words):
+        net.load_task(path, "u")
+    assert net.tasks == ("t",)
+
+
+def test_hostile_tensors(saved):
+    _, path = saved
+    tensors = load((path / "task.safetensors").read_bytes())
+
+    def rewrite(changed):
+        data = save(changed)
+        (path / "task.safetensors").write_bytes(data)
+        edit(path, lambda r: r.update(sha256=hashlib.sha256(data).hexdigest()))
+
+    rewrite(tensors | {"head/1.bias": torch.full((3,), float("nan"))})
+    with pytest.raises(TaskFileError, match="NaN"):
+        tn.read_task(path)
+    rewrite(tensors | {"../../etc/passwd": torch.zeros(1)})
+    with pytest.raises(TaskFileError, match="passwd"):
+        tn.read_task(path)
+    rewrite({k: t for k, t in tensors.items() if k != f"delta/{TENSOR}/factor_1"})
+    with pytest.raises(TaskFileError, match="factor_1"):
+        tn.read_task(path)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "null", '{"format": "tensornet-task"}', "[" * 100_000, "\x00"])
+def test_json_that_is_none(saved, text):
+    _, path = saved
+    (path / "task.json").write_text(text)
+    with pytest.raises(TaskFileError):
+        tn.read_task(path)
+
+
+def test_folders_that_are_no_tasks(tmp_path):
+    with pytest.raises(TaskFileError, match="is no task folder"):
+        tn.read_task(tmp_path)
+    with pytest.raises(TaskFileError, match="is no task folder"):
+        tn.read_task(tmp_path / "absent")
+
+
+def test_nan_is_not_written(tmp_path):
+    net = network()
+    task = net.add_task("t")
+    with torch.no_grad():
+        next(task.parameters())[0, 0] = float("inf")
+    with pytest.raises(NonFiniteError, match="diverge"):
+        net.save_task("t", tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_again_replaces_and_other_things_stay(saved, tmp_path):
+    net, path = saved
+    with torch.no_grad():
+        next(net["t"].parameters()).zero_()
+    net.save_task("t", path)
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+    for place in ("folder", "file"):
+        target = tmp_path / place
+        if place == "folder":
+            target.mkdir()
+            (target / "precious").write_text("x")
+        else:
+            target.write_text("x")
+        with pytest.raises(WriteError, match="choose another place"):
+            net.save_task("t", target)
+    assert (tmp_path / "folder/precious").read_text() == "x"
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_full_disk_or_an_interrupt_leaves_what_was_there(saved, tmp_path, monkeypatch, failure, call):
+    net, path = saved
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    calls = []
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise failure
+        return original(*args)
+
+    if call == "fsync":
+        original = os.fsync
+        monkeypatch.setattr(atomic.os, "fsync", fail)
+    else:
+        original = Path.rename
+        monkeypatch.setattr(Path, "rename", fail)
+    expected = WriteError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        net.save_task("t", path)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+
+
+def test_custom_heads_need_the_module(tmp_path):
+    class Odd(nn.Linear):
+        pass
+
+    net = network()
+    net.add_task("t", Odd(8, 3))
+    net.save_task("t", tmp_path / "t")
+    other = network()
+    with pytest.raises(TaskFileError, match="pass head="):
+        other.load_task(tmp_path / "t")
+    head = other.load_task(tmp_path / "t", head=Odd(8, 3)).head
+    assert torch.equal(head.weight, net["t"].head.weight)
+
+
+def test_hundred_tasks_load_into_one_backbone(tmp_path):
+    net = network()
+    net.add_task("t")
+    net.save_task("t", tmp_path / "t")
+    for i in range(30):
+        net.load_task(tmp_path / "t", f"t{i}")
+    x = torch.randn(1, 3, 8, 8)
+    for i in (0, 29):
+        with net.task(f"t{i}"):
+            net(x)
+    assert len(net.tasks) == 31

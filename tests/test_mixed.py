@@ -1,0 +1,187 @@
+"""Batches of several tasks: the rows of a task are those rows alone."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import tensornet as tn
+from tensornet.errors import ShapeError, UnknownNameError
+from tests.toys import Encoder, ResNet, Transformer, trained
+
+DECOMPOSITIONS = ["cp", "tucker", "tt", "low_rank", "kronecker", "dense"]
+
+
+def network(backbone, width, decomposition="cp", **config):
+    net = tn.adapt(backbone.double().eval(), tn.AdaptConfig(decomposition, rank=2, **config))
+    for seed, (name, classes) in enumerate({"a": 3, "b": 6, "c": 3}.items()):
+        trained(net.add_task(name, nn.Linear(width, classes).double()), scale=0.2, seed=seed)
+    net.add_task("own")
+    return net
+
+
+def alone(net, x, names):
+    """Each task's rows as one batch of that task."""
+    rows = {}
+    for name in dict.fromkeys(names):
+        index = [i for i, n in enumerate(names) if n == name]
+        with net.task(name):
+            rows |= dict(zip(index, net(x[index]), strict=True))
+    return [rows[i] for i in range(len(names))]
+
+
+def check(net, x, names):
+    before = net.active
+    for found, wanted in zip(net(x, tasks=names), alone(net, x, names), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    assert net.active == before
+
+
+@pytest.mark.parametrize("decomposition", DECOMPOSITIONS)
+@pytest.mark.parametrize("path", ["auto", "weight"])
+@given(names=st.lists(st.sampled_from(["a", "b", "c", "own", None]), min_size=1, max_size=7))
+def test_rows_in_eval(decomposition, path, names):
+    net = network(ResNet(), 8, decomposition)
+    net.path = path
+    check(net, torch.randn(len(names), 3, 8, 8, dtype=torch.float64), names)
+
+
+@pytest.mark.parametrize("path", ["auto", "weight"])
+def test_one_step_of_training(path):
+    names = ["a", "b", "a", "c", "b", "a", "c"]
+    x = torch.randn(len(names), 3, 8, 8, dtype=torch.float64)
+    mixed, single = network(ResNet(), 8), network(ResNet(), 8)
+    single.load_state_dict(mixed.state_dict())
+    mixed.path = path
+    mixed.train(), single.train()
+    loss = sum(row.square().sum() for row in mixed(x, tasks=names))
+    loss.backward()
+    sum(row.square().sum() for row in alone(single, x, names)).backward()
+    for name in ("a", "b", "c"):
+        for (key, p), q in zip(mixed[name].named_parameters(), single[name].parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-8, msg=lambda m, key=key: f"{key}: {m}")
+        for p, q in zip(mixed[name].buffers(), single[name].buffers(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_the_shared_layers_run_once():
+    net = network(ResNet(), 8)
+    calls = []
+    net.backbone.layer1[0].relu.register_forward_hook(lambda *_: calls.append(1))
+    net(torch.randn(4, 3, 8, 8, dtype=torch.float64), tasks=["a", "b", "c", "a"])  # the probe runs first, twice
+    calls.clear()
+    net(torch.randn(4, 3, 8, 8, dtype=torch.float64), tasks=["a", "b", "c", "a"])
+    assert len(calls) == 2, "one pass: the block's ReLU is called twice in it"
+
+
+def test_token_inputs_and_fused_qkv():
+    net = network(Transformer(), 8, "tt", targets=r"embed|.*qkv|.*proj|.*mlp.*")
+    check(net, torch.randint(11, (5, 6)), ["a", "b", "a", None, "c"])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("length", [5, 10])
+def test_attention_that_cannot_be_routed_runs_task_by_task(batch_first, length):
+    net = network(Encoder(batch_first=batch_first), 8)
+    x = torch.randn(5, length, 8, dtype=torch.float64)
+    check(net, x, ["a", "b", "a", "c", "b"])
+
+
+def test_sequence_first_layers_are_noticed():
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.mix(x.transpose(0, 1)).transpose(0, 1).mean(1))
+
+    net = network(SequenceFirst(), 4)
+    check(net, torch.randn(4, 4, 4, dtype=torch.float64), ["a", "b", "c", "a"])
+    check(net, torch.randn(3, 6, 4, dtype=torch.float64), ["a", "b", "c"])
+
+
+def test_layers_after_the_head():
+    class Scaled(ResNet):
+        def forward(self, x):
+            return super().forward(x).softmax(-1)
+
+    net = network(Scaled(), 8)
+    rows = net(torch.randn(3, 3, 8, 8, dtype=torch.float64), tasks=["a", "b", "c"])
+    assert [row.shape for row in rows] == [(3,), (6,), (3,)]
+    check(net, torch.randn(3, 3, 8, 8, dtype=torch.float64), ["a", "b", "c"])
+
+
+def test_refusals():
+    net = network(ResNet(), 8)
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(ShapeError, match="2 names for 3 rows"):
+        net(x, tasks=["a", "b"])
+    with pytest.raises(UnknownNameError, match="Did you mean"):
+        net(x, tasks=["a", "b", "ow"])
+    assert net.active is None
+
+
+@pytest.mark.parametrize("exclude", [(), r"conv1|layer1.*"])
+def test_forward_tasks(exclude):
+    norms = "task" if not exclude else r"layer2.*"
+    net = network(ResNet(), 8, exclude=exclude, norms=norms)
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    calls = []
+    net.backbone.layer1[1].register_forward_hook(lambda *_: calls.append(1))
+    outputs = net.forward_tasks(x, ["a", "b", "c"])
+    assert list(outputs) == ["a", "b", "c"]
+    assert net.active is None
+    for name, y in outputs.items():
+        with net.task(name):
+            torch.testing.assert_close(y, net(x), rtol=1e-10, atol=1e-10)
+
+
+def test_forward_tasks_computes_the_common_prefix_once():
+    net = network(ResNet(), 8, targets=r"layer2.*", norms="shared")
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    counts = {"prefix": 0, "rest": 0}
+
+    def count(key):
+        def hook(module, inputs):
+            counts[key] += 1
+
+        return hook
+
+    before = net.backbone.layer1[0].conv1.forward
+
+    def counted(*args):
+        counts["prefix"] += 1
+        return before(*args)
+
+    net.backbone.layer1[0].conv1.__dict__["forward"] = counted
+    net.backbone.layer2[0].conv2.register_forward_pre_hook(count("rest"))
+    outputs = net.forward_tasks(x, ["a", "b", "c"])
+    assert counts == {"prefix": 1, "rest": 3}
+    for name, y in outputs.items():
+        with net.task(name):
+            torch.testing.assert_close(y, net(x), rtol=1e-10, atol=1e-10)
+
+
+def test_forward_tasks_gradients_and_in_place_prefix():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.relu, self.b, self.head = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.a(x)
+            y += 1
+            z = self.relu(y)
+            z *= 2
+            return self.head(self.b(z))
+
+    net = network(InPlace(), 4, targets=["b"])
+    x = torch.randn(3, 4, dtype=torch.float64)
+    outputs = net.forward_tasks(x, ["a", "b"])
+    for name, y in outputs.items():
+        with net.task(name):
+            torch.testing.assert_close(y, net(x), rtol=1e-12, atol=1e-12)
+        grads = torch.autograd.grad(y.square().sum(), list(net[name].deltas.parameters()))
+        assert all(g.any() for g in grads)
