@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from tensornet.backbones import load_backbone as load_backbone
 from tensornet.config import AdaptConfig as AdaptConfig
 from tensornet.config import Choice as Choice
 from tensornet.decompositions import Decomposition as Decomposition

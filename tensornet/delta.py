@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from tensornet.decompositions import Bottleneck, Decomposition, Factors, on_pytorch
+from tensornet.decompositions import Bottleneck, Decomposition, Factors
 from tensornet.foldings import Fold, Member
 
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -55,13 +55,12 @@ class Delta:
     def dense(self) -> Tensor:
         """ΔW in the shape of the weight."""
         factors = self.factors()
-        with on_pytorch():
-            if factors is not None:
-                tensor = self.decomposition.reconstruct(factors, self._shape)
-            else:
-                tensor = self.decomposition.to_tensor()
-                for _, mode, index in self._steps:
-                    tensor = tensor.select(mode, index)
+        if factors is not None:
+            tensor = self.decomposition.reconstruct(factors, self._shape)
+        else:
+            tensor = self.decomposition.to_tensor()
+            for _, mode, index in self._steps:
+                tensor = tensor.select(mode, index)
         return self.scale * tensor.permute(self._permutation).reshape(self.target.shape)
 
     def added_to(self, weight: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class AdaptedNetwork(nn.Module):
         self._identity: tuple[Any, dict[str, str]] | None = None
         self._mixed = MixedBatch(backbone, self._slots)
         fast = nn.TransformerEncoderLayer | nn.MultiheadAttention
+        self._must_be_slow = False
         self._has_fast_path = any(isinstance(module, fast) for module in backbone.modules())
 
     # ---- tasks -------------------------------------------------------------------------------------------------------
@@ -150,6 +151,7 @@ class AdaptedNetwork(nn.Module):
         """
         self._slots.fill(self._contents(name), self._path == "activations")
         self._active = name
+        self._must_be_slow = self._has_fast_path and name is not None
 
     @contextmanager
     def task(self, name: str | None) -> Iterator[Task | None]:
@@ -196,7 +198,7 @@ class AdaptedNetwork(nn.Module):
         """
         if tasks is not None:
             return self._rows(list(tasks), args, kwargs)
-        if self._active is None or not self._has_fast_path:
+        if not self._must_be_slow:  # a truth value: the task's name here would cost the compiler a graph for each task
             return self.backbone(*args, **kwargs)
         with _slow_attention():
             return self.backbone(*args, **kwargs)

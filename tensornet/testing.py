@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tensornet.decompositions import Decomposition, name_of, on_pytorch
+from tensornet.decompositions import Decomposition, name_of
 from tensornet.errors import NonFiniteError, RankError, ShapeError
 from tensornet.shapes import Shape
 
@@ -87,8 +87,7 @@ def _check_slices(cls: type[Decomposition], shape: Shape, rank: int | tuple[int,
         index = shape[mode] - 1
         factors = cls.take(made.factors(), shape, mode, index)
         if factors is not None:
-            with on_pytorch():
-                found = cls.reconstruct(factors, (*shape[:mode], *shape[mode + 1 :]))
+            found = cls.reconstruct(factors, (*shape[:mode], *shape[mode + 1 :]))
             _equal(found, made.to_tensor().select(mode, index), f"{where}: take(mode={mode})")
 
 

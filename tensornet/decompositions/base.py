@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, ParamSpec, Self, TypeVar
 
 import tensorly as tl
 import torch
@@ -19,10 +19,19 @@ from tensornet.shapes import Rank, Shape, check_rank, check_shape, count
 Factors = Mapping[str, Tensor]
 
 
-def on_pytorch() -> AbstractContextManager[object]:
-    """TensorLy on its PyTorch backend, for this thread and inside the block only."""
-    context: AbstractContextManager[object] = tl.backend_context("pytorch", local_threadsafe=True)
-    return context
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def on_pytorch(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: TensorLy runs on its PyTorch backend inside ``function``, in this thread only, as it was after it."""
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with tl.backend_context("pytorch", local_threadsafe=True):
+            return function(*args, **kwargs)
+
+    return inside
 
 
 class Bottleneck(NamedTuple):
@@ -122,7 +131,7 @@ class Decomposition(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:
-        """The tensor, differentiable in the factors; TensorLy runs on its PyTorch backend in here."""
+        """The tensor, differentiable in the factors; `on_pytorch` where TensorLy computes it."""
 
     @classmethod
     @abstractmethod
@@ -228,8 +237,7 @@ class Decomposition(nn.Module, ABC):
         wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
         largest = float(wide.abs().max())
         scale = 1.0 if 1e-6 < largest < 1e6 else largest  # squares of tiny or huge entries would leave float32
-        with on_pytorch():
-            factors = dict(cls.decompose(wide / scale, rank, seed))
+        factors = dict(cls.decompose(wide / scale, rank, seed))
         factors[cls.zero] = factors[cls.zero] * scale
         return cls.from_factors(shape, rank, {n: f.to(tensor.dtype) for n, f in factors.items()})
 
@@ -239,8 +247,7 @@ class Decomposition(nn.Module, ABC):
 
     def to_tensor(self) -> Tensor:
         """The dense tensor, of `shape`."""
-        with on_pytorch():
-            return self.reconstruct(self.factors(), self.shape)
+        return self.reconstruct(self.factors(), self.shape)
 
     def inner(self, other: Decomposition) -> Tensor:
         """⟨A, B⟩ = Σ A ⊙ B as a float64 scalar, in factor space where both are of one class.
@@ -250,19 +257,17 @@ class Decomposition(nn.Module, ABC):
         """
         if self.shape != other.shape:
             raise ShapeError(f"an inner product needs equal shapes; got {self.shape} and {other.shape}")
-        with on_pytorch():
-            if type(self) is type(other):
-                product = self.inner_product(_double(self), _double(other), self.shape)
-                if product is not None:
-                    return product
-            return (self.reconstruct(_double(self), self.shape) * other.reconstruct(_double(other), self.shape)).sum()
+        if type(self) is type(other):
+            product = self.inner_product(_double(self), _double(other), self.shape)
+            if product is not None:
+                return product
+        return (self.reconstruct(_double(self), self.shape) * other.reconstruct(_double(other), self.shape)).sum()
 
     def norm(self) -> Tensor:
         """The Frobenius norm ‖A‖ as a float64 scalar, in factor space."""
-        with on_pytorch():
-            squared = self.squared_norm(_double(self), self.shape)
-            if squared is None:
-                squared = self.reconstruct(_double(self), self.shape).square().sum()
+        squared = self.squared_norm(_double(self), self.shape)
+        if squared is None:
+            squared = self.reconstruct(_double(self), self.shape).square().sum()
         return squared.sqrt()
 
     def rounded(self, rank: Rank, *, seed: int = 0) -> Self:
@@ -270,10 +275,9 @@ class Decomposition(nn.Module, ABC):
         rank = self.feasible_rank(self.shape, rank)
         source = {n: f.detach().to(torch.promote_types(f.dtype, torch.float32)) for n, f in self.factors().items()}
         dtype = next(self.parameters()).dtype
-        with on_pytorch():
-            factors = self.round_factors(source, self.shape, rank, seed)
-            if factors is None:
-                return self.from_tensor(self.reconstruct(source, self.shape).to(dtype), rank, seed=seed)
+        factors = self.round_factors(source, self.shape, rank, seed)
+        if factors is None:
+            return self.from_tensor(self.reconstruct(source, self.shape).to(dtype), rank, seed=seed)
         return self.from_factors(self.shape, rank, {n: f.to(dtype) for n, f in factors.items()})
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from tensorly.decomposition import parafac
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, register
+from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
 from tensornet.decompositions.orthogonal import expand, reduce, split
 from tensornet.shapes import Rank, Shape, single_rank
 
@@ -42,10 +42,12 @@ class CP(Decomposition):
         return 1 / math.sqrt(size[0])
 
     @classmethod
+    @on_pytorch
     def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:
         return tl.cp_to_tensor((None, list(factors.values())))
 
     @classmethod
+    @on_pytorch
     def decompose(cls, tensor: Tensor, rank: Rank, seed: int) -> dict[str, Tensor]:
         rank = single_rank(rank, "CP")
         modes = [i for i, n in enumerate(tensor.shape) if n > 1]
@@ -89,11 +91,13 @@ class CP(Decomposition):
         return gram.sum()
 
     @classmethod
+    @on_pytorch
     def squared_norm(cls, factors: Factors, shape: Shape) -> Tensor:
         _, small = reduce(list(factors.values()))
         return tl.cp_to_tensor((None, small)).square().sum()
 
     @classmethod
+    @on_pytorch
     def round_factors(cls, factors: Factors, shape: Shape, rank: Rank, seed: int) -> dict[str, Tensor]:
         rank = single_rank(rank, "CP")
         bases, small = reduce(list(factors.values()))

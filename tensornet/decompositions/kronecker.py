@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import tensorly as tl
 import torch
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Kronecker(Decomposition):
     @classmethod
     def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:
         left, right = factors["left"], factors["right"]
-        product = tl.dot(left.flatten(1).T, right.flatten(1))
+        product = left.flatten(1).T @ right.flatten(1)  # TensorLy multiplies matrices only by Kronecker
         return _interleaved(product, tuple(left.shape[1:]), tuple(right.shape[1:]))
 
     @classmethod

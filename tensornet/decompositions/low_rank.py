@@ -7,7 +7,7 @@ import math
 import tensorly as tl
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, register
+from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
 from tensornet.decompositions.orthogonal import expand, reduce, split
 from tensornet.shapes import Rank, Shape, ranks_within, single_rank
 
@@ -36,10 +36,12 @@ class LowRank(Decomposition):
         return {"left": (shape[0], r), "right": (r, math.prod(shape[1:]))}
 
     @classmethod
+    @on_pytorch
     def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:
         return tl.fold(tl.dot(factors["left"], factors["right"]), 0, shape)
 
     @classmethod
+    @on_pytorch
     def decompose(cls, tensor: Tensor, rank: Rank, seed: int) -> dict[str, Tensor]:
         left, right = split(tl.unfold(tensor, 0), single_rank(rank, "low_rank"))
         return {"left": left, "right": right}

@@ -7,7 +7,7 @@ import torch
 from tensorly.decomposition import tensor_train
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, register
+from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
 from tensornet.shapes import Rank, Shape, check_rank, ranks_within, tensor_train_limits
 
 
@@ -40,10 +40,12 @@ class TT(Decomposition):
         return {f"core_{i}": (ranks[i], n, ranks[i + 1]) for i, n in enumerate(shape)}
 
     @classmethod
+    @on_pytorch
     def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:
         return tl.tt_to_tensor(list(factors.values()))
 
     @classmethod
+    @on_pytorch
     def decompose(cls, tensor: Tensor, rank: Rank, seed: int) -> dict[str, Tensor]:
         ranks = (1, *cls.feasible_rank(tuple(tensor.shape), rank), 1)
         cores = tensor_train(tensor, list(ranks)).factors

@@ -10,7 +10,7 @@ from tensorly.decomposition import tucker
 from tensorly.tenalg import mode_dot, multi_mode_dot
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, register
+from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
 from tensornet.decompositions.orthogonal import expand, reduce
 from tensornet.shapes import Rank, Shape, ranks_within
 
@@ -43,11 +43,13 @@ class Tucker(Decomposition):
         return super().initial_scale(name, size) if name == "core" else 1 / math.sqrt(size[0])
 
     @classmethod
+    @on_pytorch
     def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:
         core, matrices = _parts(factors)
         return tl.tucker_to_tensor((core, matrices))
 
     @classmethod
+    @on_pytorch
     def decompose(cls, tensor: Tensor, rank: Rank, seed: int) -> dict[str, Tensor]:
         ranks = cls.feasible_rank(tuple(tensor.shape), rank)
         useful = [min(r, tensor.numel() // n) for r, n in zip(ranks, tensor.shape, strict=True)]
@@ -69,6 +71,7 @@ class Tucker(Decomposition):
         return Bottleneck(out, core, into.T)
 
     @classmethod
+    @on_pytorch
     def inner_product(cls, a: Factors, b: Factors, shape: Shape) -> Tensor:
         core_a, matrices_a = _parts(a)
         core_b, matrices_b = _parts(b)
@@ -76,12 +79,14 @@ class Tucker(Decomposition):
         return (core_a * multi_mode_dot(core_b, between)).sum()
 
     @classmethod
+    @on_pytorch
     def squared_norm(cls, factors: Factors, shape: Shape) -> Tensor:
         core, matrices = _parts(factors)
         _, small = reduce(matrices)
         return multi_mode_dot(core, small).square().sum()
 
     @classmethod
+    @on_pytorch
     def round_factors(cls, factors: Factors, shape: Shape, rank: Rank, seed: int) -> dict[str, Tensor]:
         core, matrices = _parts(factors)
         bases, small = reduce(matrices)
