@@ -63,6 +63,16 @@ class Delta:
                 tensor = tensor.select(mode, index)
         return self.scale * tensor.permute(self._permutation).reshape(self.target.shape)
 
+    def norm(self) -> Tensor:
+        """The Frobenius norm ‖ΔW‖ as a float64 scalar, in factor space where the decomposition can."""
+        factors = self.factors()
+        if factors is not None:
+            wide = {name: factor.double() for name, factor in factors.items()}
+            squared = self.decomposition.squared_norm(wide, self._shape)
+            if squared is not None:
+                return abs(self.scale) * squared.sqrt()
+        return self.dense().double().norm()
+
     def added_to(self, weight: Tensor) -> Tensor:
         """W + ΔW in the shape and dtype of ``weight``, computed in float32 at least and rounded once."""
         device = weight.device.type

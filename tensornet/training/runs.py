@@ -91,7 +91,7 @@ class Grid:
         problems += [f"there is no task {name!r}; there is {', '.join(sorted(known))}" for name in only if name not in known]
         for variant, recipe in self.recipes.items():
             try:
-                AdaptedNetwork(self._backbone(recipe), recipe.config, recipe.backbone.source)
+                self.network(recipe)
             except TensornetError as error:
                 problems.append(f"{f'variant {variant}: ' if variant else ''}{error}")
         for entry in dict.fromkeys(run.task for run in self.runs):
@@ -115,6 +115,14 @@ class Grid:
             chosen.source, root=self.data, pretrained=chosen.pretrained, options=chosen.options, weights=chosen.weights
         )
 
+    def splits(self, task: TaskEntry) -> tuple[Split, Split]:
+        """The train and the test split of a task."""
+        return self._splits[task]
+
+    def network(self, recipe: Recipe) -> AdaptedNetwork:
+        """The backbone of a recipe, adapted, with no task yet."""
+        return adapt(self._backbone(recipe), recipe.config, name=recipe.backbone.source)
+
     def finished(self, run: Run) -> Row | None:
         """The result of a run that is done already; None where it is not.
 
@@ -137,7 +145,7 @@ class Grid:
         """
         recipe = run.recipe
         train, test = self._decoded(run)
-        net = adapt(self._backbone(recipe), recipe.config, name=recipe.backbone.source)
+        net = self.network(recipe)
         size = sum(p.numel() for p in net.backbone.parameters())
         L.seed_everything(run.seed, verbose=False)
         task = net.add_task(run.task.name, head=_head(net, len(train.split.classes)))
@@ -186,6 +194,9 @@ class Grid:
         """The results of all finished runs of this grid; also written to `results.json`."""
         rows = [row for row in (self.finished(run) for run in self.runs) if row is not None]
         self.out.mkdir(parents=True, exist_ok=True)
+        write_file(
+            self.out / "recipe.json", json.dumps({n: r.model_dump(mode="json") for n, r in self.recipes.items()}, indent=1)
+        )
         write_file(self.out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
         return rows
 

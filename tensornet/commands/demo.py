@@ -1,0 +1,41 @@
+"""`tensornet demo`: the main job, with no data at hand."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tensornet.commands.output import Json, print_json, print_table
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the backbone, the tasks and the pictures.")] = Path("demo"),
+    json: Json = False,
+) -> None:
+    """Train a small network on printed digits, freeze it, and adapt it to five other domains: about two minutes."""
+    from tensornet.demo.picture import picture
+    from tensornet.demo.run import domains, run
+    from tensornet.training.table import table
+
+    console = Console(stderr=True)
+    rows = run(out, lambda text: console.print(text, markup=False, highlight=False))
+    picture(rows, domains(), out / "demo.png")
+    tasks = sorted((out / "tasks").iterdir())
+    figures = entry_points(group="tensornet.commands", name="norms")
+    if figures:
+        from contextlib import redirect_stdout
+        from io import StringIO
+
+        with redirect_stdout(StringIO()):
+            next(iter(figures)).load()(tasks, out=out / "norms.png", json=True)
+    if json:
+        print_json(rows)
+    else:
+        print_table("Accuracy on test, percent", *table(rows))
+    console.print(f"Pictures: {out / 'demo.png'} and {out / 'norms.png'}. Next:", highlight=False)
+    console.print(f"  tensornet inspect {tasks[0]}", highlight=False)
+    console.print(f"  tensornet norms {out / 'tasks'}/* --kind relative --out relative.png", highlight=False)

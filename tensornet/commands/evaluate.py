@@ -1,0 +1,56 @@
+"""`tensornet evaluate`: the tasks of a run on their test data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tensornet.commands.output import Json, print_json, print_table
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A folder that `tensornet train` wrote.")],
+    data: Annotated[Path, typer.Option(help="Folder from which the recipe's paths begin.")] = Path(),
+    task: Annotated[list[str], typer.Option(help="Only this task. May be repeated.")] = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Load every saved task of a run into one backbone and test it on its test split."""
+    from tensornet.data.images import Images
+    from tensornet.errors import TaskFileError
+    from tensornet.training import fit
+    from tensornet.training.recorded import recorded_recipes
+    from tensornet.training.runs import Grid
+
+    grid = Grid(recorded_recipes(run), data, run, task)
+    rows: list[dict[str, Any]] = []
+    for one in grid.runs:
+        folder = one.folder(run)
+        if not folder.is_dir():
+            continue
+        net = grid.network(one.recipe)
+        net.load_task(folder)
+        net.set_task(one.task.name)
+        images = Images(grid.splits(one.task)[1], one.recipe.input.stored)
+        before = grid.finished(one)
+        rows.append(
+            {
+                "variant": one.variant,
+                "task": one.task.name,
+                "seed": one.seed,
+                "metric": "accuracy",
+                "value": fit.evaluate(net, images, one.recipe.input),
+                "images": len(images),
+                "trained_value": None if before is None else before["value"],
+            }
+        )
+    if not rows:
+        raise TaskFileError(f"{run} holds no task folders yet")
+    if json:
+        print_json(rows)
+        return
+    lines = [
+        [row["variant"], row["task"], str(row["seed"]), str(row["images"]), f"{100 * row['value']:.1f}"] for row in rows
+    ]
+    print_table("Accuracy on test, percent", ["variant", "task", "seed", "images", "accuracy"], lines, left=2)

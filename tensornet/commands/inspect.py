@@ -1,0 +1,118 @@
+"""`tensornet inspect`: what is in a task folder, or what tasks would weigh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tensornet.commands.output import Json, print_json, print_table
+
+
+def inspect(
+    task: Annotated[Path | None, typer.Argument(help="A task folder.")] = None,
+    count: Annotated[str | None, typer.Option(help="Count the tasks of a backbone instead: hub:DIR:ENTRY, …")] = None,
+    data: Annotated[Path, typer.Option(help="Folder from which the backbone's path begins.")] = Path(),
+    decomposition: Annotated[str, typer.Option(help="With --count.")] = "cp",
+    rank: Annotated[int | None, typer.Option(help="With --count.")] = None,
+    budget: Annotated[float | None, typer.Option(help="With --count: a share of the dense parameters, not a rank.")] = None,
+    folding: Annotated[str, typer.Option(help="With --count.")] = "layer",
+    tasks: Annotated[int, typer.Option(min=1, help="With --count: how many.")] = 1,
+    json: Json = False,
+) -> None:
+    """Print the tensors of a task folder, or what tasks of a backbone would weigh, no factor built."""
+    if (task is None) == (count is None):
+        raise typer.BadParameter("give a task folder, or --count BACKBONE")
+    if count is not None:
+        settings = {"decomposition": decomposition, "rank": rank, "budget": budget, "folding": folding}
+        _count(count, data, settings, tasks, json)
+    elif task is not None:
+        _task(task, json)
+
+
+def _task(path: Path, json: bool) -> None:
+    from tensornet.delta import Delta
+    from tensornet.files import read_task
+
+    file = read_task(path)
+    counts = file.parameter_counts()
+    tensors: list[dict[str, Any]] = []
+    for plan, module in file.tensors:
+        for member in plan.fold.members:
+            record = next(m for m in file.record.tensors[plan.fold.name].members if m.target().name == member.target.name)
+            norm = Delta(module, plan.fold, member, plan.scale).norm().item()
+            share = plan.parameters // len(plan.fold.members)
+            tensors.append(
+                {
+                    "layer": member.target.name,
+                    "shape": list(member.target.shape),
+                    "decomposition": plan.decomposition,
+                    "rank": plan.rank,
+                    "parameters": share,
+                    "norm": norm,
+                    "relative_norm": norm / record.norm if record.norm else None,
+                }
+            )
+    backbone = file.record.backbone
+    if json:
+        known = {"name": file.name, "backbone": backbone.name, "backbone_hash": backbone.hash, "parameters": counts}
+        print_json(known | {"config": file.config.to_dict(), "tensors": tensors, "norms": dict(file.record.norms)})
+        return
+    lines = [
+        [
+            t["layer"],
+            "×".join(map(str, t["shape"])),
+            t["decomposition"],
+            str(t["rank"]),
+            f"{t['parameters']:,}",
+            f"{t['norm']:.4g}",
+            "" if t["relative_norm"] is None else f"{t['relative_norm']:.3f}",
+        ]
+        for t in tensors
+    ]
+    header = ["layer", "weight", "decomposition", "rank", "parameters", "‖ΔW‖", "‖ΔW‖ / ‖W‖"]
+    title = f"{file.name}, a task for {backbone.name} ({backbone.hash[:12]}…): " + ", ".join(
+        f"{name} {n:,}" for name, n in counts.items()
+    )
+    print_table(title, header, lines, left=3)
+
+
+def _count(source: str, data: Path, settings: dict[str, Any], tasks: int, json: bool) -> None:
+    import torch
+
+    from tensornet.backbones import load_backbone
+    from tensornet.config import AdaptConfig
+    from tensornet.counting import count_tasks
+    from tensornet.errors import BackboneError
+
+    try:
+        with torch.device("meta"):
+            backbone = load_backbone(source, root=data, pretrained=False)
+    except BackboneError:  # not every constructor runs without memory
+        backbone = load_backbone(source, root=data, pretrained=False)
+    counted = count_tasks(backbone, AdaptConfig(**settings), tasks)
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for plan in counted.plans:
+        kinds.setdefault((plan.decomposition, str(plan.rank)), []).append(plan.parameters)
+    if json:
+        print_json(
+            {
+                "backbone": source,
+                "base": counted.base,
+                "deltas_per_task": counted.deltas,
+                "norms_per_task": counted.norms,
+                "tasks": tasks,
+                "total": counted.total,
+                "ratio": counted.ratio,
+                "tensors": len(counted.plans),
+            }
+        )
+        return
+    lines = [[name, rank, str(len(own)), f"{sum(own):,}"] for (name, rank), own in kinds.items()]
+    lines.append(["norm layers", "", "", f"{counted.norms:,}"])
+    title = (
+        f"{source}: {counted.base:,} parameters; {tasks} task{'s' if tasks > 1 else ''} of "
+        f"{counted.deltas + counted.norms:,}: {counted.total:,} in all, {counted.ratio:.4f}×"
+    )
+    print_table(title, ["of one task", "rank", "tensors", "parameters"], lines)

@@ -1,0 +1,31 @@
+"""`tensornet merge`: one task as ordinary weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def merge(
+    task: Annotated[Path, typer.Argument(help="A task folder.")],
+    out: Annotated[Path, typer.Option(help="A safetensors file to write.")],
+    backbone: Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder from which the backbone's path begins.")] = Path(),
+) -> None:
+    """Write the weights of an ordinary network that computes one task: W + ΔW, its norms, its head."""
+    from safetensors.torch import save
+
+    from tensornet.atomic import write_file
+    from tensornet.backbones import load_backbone
+    from tensornet.files import read_task
+    from tensornet.network import adapt
+
+    file = read_task(task)
+    net = adapt(load_backbone(backbone or file.record.backbone.name, root=data))
+    name = net.load_task(task).name
+    state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
+    write_file(out, save(state, {"format": "pt"}))
+    Console(stderr=True).print(f"{out}: {len(state)} tensors of {name!r} on {file.record.backbone.name}", highlight=False)

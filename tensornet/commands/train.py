@@ -1,0 +1,50 @@
+"""`tensornet train`: every task of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tensornet.commands.output import Json, print_json, print_table
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a recipe in the package.")],
+    out: Annotated[Path, typer.Option(help="Folder for tasks and results.")],
+    data: Annotated[Path, typer.Option(help="Folder from which the recipe's paths begin.")] = Path(),
+    settings: Annotated[list[str], typer.Option("--set", help="Change a setting: train.epochs=3. May be repeated.")] = [],  # noqa: B006
+    task: Annotated[list[str], typer.Option(help="Only this task. May be repeated.")] = [],  # noqa: B006
+    variant: Annotated[list[str], typer.Option(help="Only this variant. May be repeated.")] = [],  # noqa: B006
+    check: Annotated[bool, typer.Option("--check", help="Check recipe and data, say what would run, and stop.")] = False,
+    json: Json = False,
+) -> None:
+    """Train every task of a recipe; runs that are done are kept, and a killed run goes on from its last epoch."""
+    from tensornet.errors import UnknownNameError
+    from tensornet.training.recipe import load_recipe
+    from tensornet.training.runs import Grid
+    from tensornet.training.table import table
+
+    recipes = load_recipe(recipe, settings)
+    for name in variant:
+        if name not in recipes:
+            raise UnknownNameError("variant", name, recipes)
+    grid = Grid({n: r for n, r in recipes.items() if not variant or n in variant}, data, out, task)
+    console = Console(stderr=True)
+    done = sum(grid.finished(run) is not None for run in grid.runs)
+    console.print(f"{len(grid.runs)} runs, {done} of them done; results go to {out}", highlight=False)
+    if check:
+        return
+    for row in grid.all(
+        progress=console.is_terminal,
+        before=lambda run, i: console.print(f"[{i + 1}/{len(grid.runs)}] {run.label}", markup=False, highlight=False),
+    ):
+        accuracy = f"{100 * row['value']:.1f} %"
+        console.print(f"  {row['variant']} {row['task']}: {accuracy}, {row['seconds']:.0f} s", markup=False, highlight=False)
+    rows = grid.results()
+    if json:
+        print_json(rows)
+    else:
+        print_table("Accuracy on test, percent", *table(rows))
