@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,24 +39,34 @@ def _options(
     pass
 
 
-for verb in (demo, train, evaluate, inspect, merge):
-    app.command()(verb)
-for point in sorted(entry_points(group="tensornet.commands"), key=lambda p: p.name):
-    app.command(name=point.name)(point.load())
+def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb whose errors are said in a sentence: exit code 1 for an error, 130 for an interrupt."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        console = Console(stderr=True)
+        try:
+            verb(*args, **kwargs)
+        except TensornetError as error:
+            console.print("[bold red]error:[/]", end=" ")
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where it stopped")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+for _verb in (demo, train, evaluate, inspect, merge):
+    app.command()(_spoken(_verb))
+for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point: point.name):
+    app.command(name=_point.name)(_spoken(_point.load()))
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 an error that is said in one place, 2 wrong usage, 130 interrupted."""
-    console = Console(stderr=True)
-    try:
-        app()
-    except TensornetError as error:
-        console.print("[bold red]error:[/]", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where it stopped")
-        sys.exit(130)
+    """Run the command line: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
+    app()
 
 
 if __name__ == "__main__":

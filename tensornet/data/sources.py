@@ -85,24 +85,22 @@ def read_parquet(path: Path) -> Split:
         DataError: there is no such file, or it has other columns.
     """
     try:
-        import datasets
+        from datasets import ClassLabel, Features
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise MissingExtraError("reading parquet files", "train", error.name) from error
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        table = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        features = table.features
-        if features is None or not isinstance(features.get("label"), datasets.ClassLabel) or "image" not in features:
-            raise DataError(f"{path}: expected the columns 'image' and 'label' (with class names); got {features}")
-        table = table.cast_column("image", datasets.Image(decode=False))
-        rows = [(row["image"], row["label"]) for row in table]
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
+        table = parquet.read_table(path, use_threads=False)
+        features = Features.from_arrow_schema(table.schema)
+    except (OSError, ArrowException, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    images = [image["bytes"] if image["bytes"] is not None else Path(image["path"]) for image, _ in rows]
-    return Split(str(path), images, [label for _, label in rows], tuple(features["label"].names))
+    if not isinstance(features.get("label"), ClassLabel) or "image" not in features:
+        raise DataError(f"{path}: expected the columns 'image' and 'label' (with class names); got {features}")
+    stored = table["image"].to_pylist()
+    images = [image["bytes"] if image["bytes"] is not None else Path(image["path"]) for image in stored]
+    return Split(str(path), images, table["label"].to_pylist(), tuple(features["label"].names))
 
 
 def read_lists(root: Path, train: Path, test: Path) -> tuple[Split, Split]:

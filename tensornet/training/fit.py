@@ -157,10 +157,11 @@ def fit(
         )
         resumed = str(last) if last is not None and last.is_file() else None
         loader = shuffled_loader(train, settings.batch_size, seed, settings.workers)
-        trainer.fit(module, loader, ckpt_path=resumed, weights_only=True if resumed else None)
+        try:
+            trainer.fit(module, loader, ckpt_path=resumed, weights_only=True if resumed else None)
+        except SystemExit:  # what Lightning makes of an interrupt
+            raise KeyboardInterrupt from None
         seconds = module.seconds()
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         loss = float(trainer.callback_metrics.get("loss", torch.tensor(float("nan"))))
         if any(not torch.isfinite(p).all() for p in trained.parameters()):
             raise NonFiniteError(f"the training diverged (loss {loss}); lower train.lr={settings.lr} or set train.clip")

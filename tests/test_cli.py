@@ -1,0 +1,336 @@
+"""The command line as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tensornet as tn
+from tensornet.errors import RecipeError
+from tensornet.training.recipe import load_recipe, shipped
+from tests.images import image_folder, lists, parquet
+
+HUB = Path(__file__).parent / "hub"
+
+RECIPE = """
+[backbone]
+source = "hub:hub:tiny"
+[input]
+size = 12
+[adapt]
+decomposition = "cp"
+rank = 2
+[train]
+epochs = 6
+batch_size = 8
+lr = 2e-2
+pad = 1
+flip = false
+[[tasks]]
+name = "folders"
+data = "folders"
+[[tasks]]
+name = "parquet"
+data = "parquet"
+"""
+
+
+def tensornet(*args, code=0, cwd=None):
+    """Run the command in a process of its own, warnings as errors in our own code."""
+    command = [sys.executable, "-W", "error::UserWarning:tensornet", "-m", "tensornet.cli", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout if code == 0 else " ".join(done.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    (root / "hub").symlink_to(HUB)
+    image_folder(root / "folders")
+    parquet(root / "parquet", ("up", "down", "left"))
+    (root / "recipe.toml").write_text(RECIPE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained_run(data_root):
+    out = data_root / "run"
+    tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", out)
+    return out
+
+
+def test_train_writes_tasks_and_results(trained_run, data_root):
+    results = json.loads((trained_run / "results.json").read_text())["runs"]
+    assert [row["task"] for row in results] == ["folders", "parquet"]
+    for row in results:
+        assert row["value"] > 0.85, "the sets are easy; a run that does not learn is broken"
+        assert row["trainable_parameters"] == sum(row["parameters"][k] for k in ("deltas", "norms", "head"))
+        assert row["ratio"] == row["trainable_parameters"] / row["backbone_parameters"]
+        file = tn.read_task(trained_run / "tasks" / row["task"])
+        assert file.parameter_counts() == row["parameters"]
+        assert file.record.backbone.name == "hub:hub:tiny"
+    assert not any((trained_run / "checkpoints").iterdir())
+
+
+def test_train_again_keeps_what_is_done(trained_run, data_root):
+    before = {p: p.stat().st_mtime_ns for p in (trained_run / "runs").iterdir()}
+    out = tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--json")
+    assert len(json.loads(out)) == 2
+    assert {p: p.stat().st_mtime_ns for p in (trained_run / "runs").iterdir()} == before
+    said = tensornet(
+        "train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--set", "train.lr=1.0", code=1
+    )
+    assert "made with other settings" in said
+
+
+def test_same_seed_same_bytes(trained_run, data_root, tmp_path):
+    tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders")
+    for name in ("task.json", "task.safetensors"):
+        path = Path("tasks/folders") / name
+        assert (tmp_path / path).read_bytes() == (trained_run / path).read_bytes()
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(trained_run, data_root, tmp_path):
+    command = [sys.executable, "-m", "tensornet.cli", "train", str(data_root / "recipe.toml"), "--data", str(data_root)]
+    command += ["--out", str(tmp_path), "--task", "folders"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    checkpoints = tmp_path / "checkpoints"
+    deadline = time.time() + 60
+    while not list(checkpoints.glob("*/*/last.ckpt")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    if process.returncode == 0:
+        pytest.skip("the run was faster than the kill")
+    assert not (tmp_path / "tasks").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path = Path("tasks/folders/task.safetensors")
+    assert (tmp_path / path).read_bytes() == (trained_run / path).read_bytes()
+
+
+def test_ctrl_c_says_so_and_leaves_nothing_half_written(data_root, tmp_path):
+    command = [sys.executable, "-m", "tensornet.cli", "train", str(data_root / "recipe.toml"), "--data", str(data_root)]
+    command += ["--out", str(tmp_path), "--set", "train.epochs=2000", "--task", "folders"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.time() + 60
+    while not list((tmp_path / "checkpoints").glob("*/*/last.ckpt")) and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "tasks").exists()
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_evaluate_agrees_with_training(trained_run, data_root):
+    rows = json.loads(tensornet("evaluate", trained_run, "--data", data_root, "--json"))
+    assert {row["task"]: row["value"] for row in rows} == {row["task"]: row["trained_value"] for row in rows}
+    assert "folders" in tensornet("evaluate", trained_run, "--data", data_root, "--task", "folders")
+
+
+def test_inspect_and_merge(trained_run, data_root, tmp_path):
+    task = trained_run / "tasks/folders"
+    told = json.loads(tensornet("inspect", task, "--json"))
+    assert [t["layer"] for t in told["tensors"]] == ["0", "3"]
+    assert told["parameters"] == tn.read_task(task).parameter_counts()
+    assert "hub:hub:tiny" in tensornet("inspect", task)
+    tensornet("merge", task, "--data", data_root, "--out", tmp_path / "merged.safetensors")
+    backbone = tn.load_backbone("hub:hub:tiny", root=data_root)
+    net = tn.adapt(backbone)
+    net.load_task(task)
+    plain = tn.load_backbone("hub:hub:tiny", root=data_root, options={"classes": 2})
+    plain.load_state_dict(load_file(tmp_path / "merged.safetensors"))
+    x = torch.randn(3, 3, 12, 12)
+    net.eval(), plain.eval()
+    with net.task("folders"):
+        assert torch.equal(plain(x), net(x))
+
+
+def test_count_without_building_a_factor(data_root, tmp_path):
+    told = json.loads(
+        tensornet("inspect", "--count", "hub:hub:tiny", "--data", data_root, "--rank", 4, "--tasks", 5, "--json")
+    )
+    deltas = 4 * (6 + 3 + 9) + 4 * (8 + 6 + 9)
+    base = 6 * 27 + 8 * 54 + 2 * 14
+    assert (told["base"], told["deltas_per_task"], told["norms_per_task"]) == (base, deltas, 28)
+    assert told["ratio"] == (base + 5 * (deltas + 28)) / base
+    huge = "def net():\n    from torch import nn\n    return nn.Sequential(nn.Linear(10**6, 10**6), nn.Linear(10**6, 2))\n"
+    (tmp_path / "huge.py").write_text(huge)
+    out = tensornet("inspect", "--count", "python:huge:net", "--decomposition", "tt", "--rank", 50, cwd=tmp_path)
+    assert "1,000,000,000,000 parameters" in " ".join(out.split())
+
+
+def test_python_backbone_and_full_fine_tuning(data_root, tmp_path):
+    (tmp_path / "nets.py").write_text((HUB / "hubconf.py").read_text())
+    (tmp_path / "r.toml").write_text(
+        RECIPE.replace("hub:hub:tiny", "python:nets:tiny") + "[variants.full]\ntrain = { method = 'full', lr = 5e-3 }\n"
+    )
+    args = ("train", "r.toml", "--data", data_root, "--out", "out", "--task", "folders", "--json")
+    (row,) = json.loads(tensornet(*args, cwd=tmp_path))
+    assert row["value"] > 0.85
+    assert (
+        row["parameters"]["total"]
+        == sum(t.numel() for t in load_file(tmp_path / "out/full/models/folders.safetensors").values()) - 2 * 7 * 2 - 2
+    )
+
+
+def test_variants_seeds_and_selection(data_root, tmp_path):
+    text = (
+        RECIPE
+        + "[variants.head]\nadapt = { decomposition = 'none', norms = 'shared' }\n"
+        + "[variants.tt]\nadapt = { decomposition = 'tt' }\n"
+    )
+    (tmp_path / "r.toml").write_text(text)
+    args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--set", "train.epochs=1")
+    args += ("--set", "train.seeds=[0, 1]", "--task", "folders")
+    rows = json.loads(tensornet(*args, "--json"))
+    assert [(r["variant"], r["seed"]) for r in rows] == [("head", 0), ("head", 1), ("tt", 0), ("tt", 1)]
+    assert (tmp_path / "out/tt/seed-1/tasks/folders/task.json").is_file()
+    assert "8 runs" not in tensornet(*args, "--variant", "tt", "--check")
+    assert "unknown variant 'ttt'" in tensornet(*args, "--variant", "ttt", code=1)
+
+
+def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
+    text = (
+        RECIPE.replace("rank = 2", "rank = -2")
+        .replace("epochs = 6", "epochs = 0\nlearning_rate = 1")
+        .replace("size = 12", "")
+    )
+    (tmp_path / "r.toml").write_text(text.replace('name = "parquet"', 'name = "../parquet"'))
+    said = tensornet("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", code=1)
+    for words in (
+        "line 6",
+        "rank must be a positive int",
+        "line 10",
+        "greater than 0",
+        "unknown key",
+        "There is: method, epochs",
+        "input.size: Field required",
+    ):
+        assert words in said, said
+    assert "cannot name a task" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("hub:hub:tiny", "hub:hub:small"), "small"),
+        (("hub:hub:tiny", "hub:nowhere:tiny"), "there is no"),
+        (("hub:hub:tiny", "nothing"), "KIND:NAME"),
+        (("hub:hub:tiny", "python:absent:f"), "cannot be imported"),
+        (("hub:hub:tiny", "timm:resnet18"), "timm"),
+        (('data = "folders"', 'data = "absent"'), "absent does not exist"),
+        (("[input]", "[inputs]"), "inputs"),
+        (("[input]", "[input"), "line"),
+        (('decomposition = "cp"', 'decomposition = "pc"'), "unknown decomposition 'pc'"),
+        (('decomposition = "cp"', 'targets = ["conv7"]'), "matches no layer"),
+    ],
+)
+def test_bad_recipes(data_root, tmp_path, change, words):
+    (tmp_path / "r.toml").write_text(RECIPE.replace(*change))
+    said = tensornet("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", code=1)
+    assert words in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_input(data_root, tmp_path, trained_run):
+    assert "cannot be read" in tensornet("train", "absent.toml", "--out", tmp_path / "o", code=1)
+    assert "is no task folder" in tensornet("inspect", tmp_path, code=1)
+    assert "not a folder that 'tensornet train' wrote" in tensornet("evaluate", tmp_path, code=1)
+    assert "--count" in tensornet("inspect", code=2)
+    task = trained_run / "tasks/folders"
+    said = tensornet("merge", task, "--data", data_root, "--out", tmp_path / "absent/m.safetensors", code=1)
+    assert "cannot write" in said
+    recipe = data_root / "recipe.toml"
+    assert "key=value" in tensornet("train", recipe, "--out", tmp_path / "o", "--set", "epochs", code=1)
+    assert "no task 'nothing'" in tensornet(
+        "train", recipe, "--data", data_root, "--out", tmp_path / "o", "--task", "nothing", code=1
+    )
+
+
+def test_norms(trained_run, tmp_path):
+    tasks = [trained_run / "tasks" / name for name in ("folders", "parquet")]
+    told = json.loads(tensornet("norms", *tasks, "--json", "--out", tmp_path / "n.png", "--csv", tmp_path / "n.csv"))
+    file = tn.read_task(tasks[0])
+    wanted = {plan.fold.name: module.to_tensor().norm().item() for plan, module in file.tensors}
+    assert told["folders"] == pytest.approx(wanted, rel=1e-5)
+    assert (tmp_path / "n.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "n.csv").read_text().startswith("layer,folders,parquet")
+    assert "cannot write" in tensornet("norms", *tasks, "--out", tmp_path / "absent/n.png", code=1)
+    assert ".svg or .pdf" in tensornet("norms", *tasks, "--out", tmp_path / "n.gif", code=1)
+
+
+def test_shipped_recipes_are_valid():
+    assert shipped() == ["domainnet", "imagenet-to-sketch", "mobilenet-domains", "resnet20-domains"]
+    for name in shipped():
+        assert load_recipe(name)
+    with pytest.raises(RecipeError, match="The package has: domainnet"):
+        load_recipe("resnet21")
+
+
+@pytest.mark.parametrize("name", ["imagenet-to-sketch", "domainnet"])
+def test_the_layouts_of_the_papers(name, tmp_path):
+    if name == "domainnet":
+        lists(tmp_path, ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"))
+    else:
+        for folder in ("flowers", "wikiart", "sketches", "stanford_cars_cropped", "cubs_cropped"):
+            image_folder(tmp_path / folder, train=4, test=2)
+    (tmp_path / "hub").symlink_to(HUB)
+    small = [
+        "backbone.source='hub:hub:tiny'",
+        "input.size=10",
+        "input.resize=12",
+        "train.epochs=1",
+        "train.workers=0",
+        "adapt.rank=1",
+    ]
+    changes = [word for change in small for word in ("--set", change)]
+    rows = json.loads(tensornet("train", name, "--data", tmp_path, "--out", tmp_path / "out", "--json", *changes))
+    tasks = 6 if name == "domainnet" else 5
+    assert len({row["task"] for row in rows}) == tasks
+    assert len(rows) == tasks * (1 if name == "domainnet" else 3)
+
+
+def test_the_package_carries_its_recipes():
+    assert {f.name for f in resources.files("tensornet.recipes").iterdir()} >= {f"{name}.toml" for name in shipped()}
+
+
+def test_version_and_help():
+    assert tn.__version__ in tensornet("--version")
+    for verb in ("demo", "train", "evaluate", "inspect", "merge", "norms"):
+        assert verb in tensornet("--help")
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    rows = json.loads(tensornet("demo", "--out", tmp_path / "demo", "--json"))
+    score = {(row["variant"], row["task"]): row["value"] for row in rows}
+    assert len(rows) == 30
+    for task in ("handwritten", "clutter", "rotated"):
+        assert score["FTN, CP rank 16", task] > score["norm + head", task] > score["head", task]
+    for name in ("demo.png", "norms.png"):
+        assert (tmp_path / "demo" / name).stat().st_size > 20_000
+    assert len(list((tmp_path / "demo/tasks").iterdir())) == 5
+
+
+@pytest.mark.slow
+def test_the_real_run(data, tmp_path):
+    args = ("train", "resnet20-domains", "--data", data, "--out", tmp_path, "--set", "train.epochs=1", "--task", "cartoon")
+    rows = json.loads(tensornet(*args, "--json"))
+    found = {row["variant"]: row for row in rows}
+    assert found["cp16"]["parameters"] == {"deltas": 23_776, "norms": 1_376, "head": 455, "total": 25_607}
+    assert found["cp16"]["value"] > found["head"]["value"] > 1 / 7

@@ -1,0 +1,127 @@
+"""Where images come from, and what happens to them."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensornet.data import images as images_module
+from tensornet.data.augment import centre_crop, normalised, random_crop, random_flip
+from tensornet.data.images import Images, Shuffled
+from tensornet.data.sources import Split, read_domain
+from tensornet.errors import DataError
+from tests.images import image_folder, lists, parquet, picture
+
+
+@pytest.mark.parametrize("make", [image_folder, parquet])
+def test_layouts_give_the_same_images(make, tmp_path):
+    train, test = read_domain(make(tmp_path / "set"))
+    assert train.classes == test.classes == ("ant", "bee")
+    assert (len(train.images), len(test.images)) == (48, 20)
+    found = Images(test, 12)
+    for i in (0, 1, 2):
+        wanted = sorted((picture(0, 500 + j) for j in range(10)), key=lambda p: np.asarray(p).tobytes())
+        assert any(np.array_equal(found[i][0].permute(1, 2, 0).numpy(), np.asarray(p)) for p in wanted)
+
+
+def test_lists(tmp_path):
+    lists(tmp_path)
+    train, test = read_domain(tmp_path, tmp_path / "clipart_train.txt", tmp_path / "clipart_test.txt")
+    assert train.classes == test.classes == ("ant", "bee")
+    assert len(train.images) == 16
+    (tmp_path / "clipart_test.txt").write_text("nowhere.jpg 0\nbad line\n")
+    with pytest.raises(DataError, match=r"(?s)line 1: there is no .*nowhere.*line 2: expected 'PATH LABEL'"):
+        read_domain(tmp_path, tmp_path / "clipart_train.txt", tmp_path / "clipart_test.txt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (shutil.rmtree, "does not exist"),
+        (lambda root: shutil.rmtree(root / "test"), "test does not exist"),
+        (lambda root: shutil.rmtree(root / "test" / "bee"), r"only in train \['bee'\]"),
+        (lambda root: [shutil.rmtree(root / "train" / c) for c in ("ant", "bee")], "holds no images"),
+        (lambda root: [p.unlink() for p in (root / "train" / "ant").iterdir()], "ant holds no images"),
+    ],
+)
+def test_folders_that_cannot_be_used(tmp_path, spoil, words):
+    root = image_folder(tmp_path / "set")
+    spoil(root)
+    with pytest.raises(DataError, match=words):
+        read_domain(root)
+
+
+def test_unreadable_images_are_all_listed(tmp_path, monkeypatch):
+    root = image_folder(tmp_path / "set")
+    (root / "train/ant/0.png").write_bytes(b"not an image")
+    (root / "train/bee/3.png").write_bytes((root / "train/bee/4.png").read_bytes()[:40])
+    train, _ = read_domain(root)
+    with pytest.raises(DataError, match=r"(?s)2 of 48 images cannot be read.*ant/0\.png.*bee/3\.png"):
+        Images(train, 8)
+    monkeypatch.setattr(images_module, "IN_MEMORY", 0)
+    with pytest.raises(DataError, match=r"ant/0\.png"):
+        Images(train, 8)
+
+
+def test_parquet_with_other_columns(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="expected the columns 'image' and 'label'"):
+        read_domain(tmp_path)
+    (tmp_path / "train.parquet").write_bytes(b"junk")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_domain(tmp_path)
+
+
+def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path):
+    wide = picture(2, 0, 20).resize((40, 20))
+    wide.save(tmp_path / "wide.png")
+    images = Images(Split("one", [tmp_path / "wide.png"], [0], ("a",)), 10)
+    assert images[0][0].shape == (3, 10, 10)
+    lazy = images.__getitems__([0])
+    assert lazy[0].dtype == torch.uint8
+
+
+def test_kept_and_lazy_images_are_equal(tmp_path, monkeypatch):
+    train, _ = read_domain(image_folder(tmp_path / "set"))
+    kept = Images(train, 8).__getitems__([3, 1])
+    monkeypatch.setattr(images_module, "IN_MEMORY", 0)
+    lazy = Images(train, 8).__getitems__([3, 1])
+    assert all(torch.equal(a, b) for a, b in zip(kept, lazy, strict=True))
+
+
+@given(length=st.integers(2, 60), batch=st.integers(1, 20), seed=st.integers(0, 5), epoch=st.integers(0, 3))
+def test_order_covers_everything_and_repeats(length, batch, seed, epoch):
+    sampler = Shuffled(length, batch, seed)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert sorted(i for b in batches for i in b) == list(range(length))
+    assert batches == list(sampler)
+    if batch > 1:
+        assert min(len(b) for b in batches) > 1, "batch norm cannot use a single image"
+
+
+@given(size=st.integers(2, 8), pad=st.integers(0, 3), seed=st.integers(0, 9))
+def test_crops_and_flips_are_pieces_of_the_image(size, pad, seed):
+    images = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) + 1
+    generator = torch.Generator().manual_seed(seed)
+    cropped = random_crop(images, size, pad, generator)
+    padded = torch.nn.functional.pad(images, (pad,) * 4)
+    for image, crop in zip(padded, cropped, strict=True):
+        windows = image.unfold(1, size, 1).unfold(2, size, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size)
+        assert (windows == crop).flatten(1).all(1).any()
+    flipped = random_flip(images, generator)
+    for image, flip in zip(images, flipped, strict=True):
+        assert torch.equal(image, flip) or torch.equal(image.flip(2), flip)
+    assert centre_crop(images, size).shape == (2, 3, size, size)
+
+
+def test_normalisation():
+    x = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    y = normalised(x, torch.tensor([0.5, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0]))
+    assert y.flatten().tolist() == [1.0, 0.5, 0.0]
