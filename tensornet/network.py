@@ -186,7 +186,8 @@ class AdaptedNetwork(nn.Module):
         """The backbone with the task that is set, or with one task per row.
 
         Args:
-            *args, **kwargs: the backbone's own.
+            *args: the backbone's own.
+            **kwargs: the backbone's own.
             tasks: for a mixed batch, the name of every row's task; None for the untouched backbone.
 
         Returns:

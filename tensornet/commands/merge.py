@@ -13,7 +13,8 @@ def merge(
     task: Annotated[Path, typer.Argument(help="A task folder.")],
     out: Annotated[Path, typer.Option(help="A safetensors file to write.")],
     backbone: Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")] = None,
-    data: Annotated[Path, typer.Option(help="Folder from which the backbone's path begins.")] = Path(),
+    data: Annotated[Path, typer.Option(help="Folder from which the paths of backbone and weights begin.")] = Path(),
+    weights: Annotated[str | None, typer.Option(help="A safetensors file with the backbone's weights.")] = None,
 ) -> None:
     """Write the weights of an ordinary network that computes one task: W + ΔW, its norms, its head."""
     from safetensors.torch import save
@@ -24,7 +25,7 @@ def merge(
     from tensornet.network import adapt
 
     file = read_task(task)
-    net = adapt(load_backbone(backbone or file.record.backbone.name, root=data))
+    net = adapt(load_backbone(backbone or file.record.backbone.name, root=data, weights=weights))
     name = net.load_task(task).name
     state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
     write_file(out, save(state, {"format": "pt"}))

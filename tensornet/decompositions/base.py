@@ -76,7 +76,8 @@ class Decomposition(nn.Module, ABC):
         shape: the modes of the tensor.
         rank: one int for every rank, clipped where the subclass says so, or a tuple, which has to fit.
         generator: for the random factors; the global generator by default. Numbers are drawn on the CPU.
-        device, dtype: of the factors.
+        device: of the factors.
+        dtype: of the factors.
 
     Raises:
         ShapeError, RankError: as `feasible_rank` says.

@@ -1,0 +1,86 @@
+"""Tables and figures from task folders alone."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import analysis
+import tensornet as tn
+from analysis.figures import layer_lines, save_figure
+from tensornet.errors import ConfigError, TaskFileError, WriteError
+from tests.toys import ResNet, trained
+
+
+@pytest.fixture
+def folders(tmp_path):
+    torch.manual_seed(0)
+    net = tn.adapt(ResNet(), tn.AdaptConfig("tucker", rank=2, scale=0.5))
+    trained(net.add_task("a", nn.Linear(8, 3)), seed=1)
+    trained(net.add_task("b", config=tn.AdaptConfig("cp", rank=3, folding="depth", targets=r"layer.*conv.")), seed=2)
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        net.save_task(path.name, path)
+    return net, paths
+
+
+@pytest.mark.parametrize("kind", ["delta", "relative", "per_parameter"])
+def test_norms_are_those_of_the_dense_deltas(folders, kind):
+    net, paths = folders
+    table = analysis.norms(paths, kind=kind)
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.columns) == ["a", "b"]
+    assert list(table.index) == [plan.fold.name for plan in net.plans], "layers are in network order"
+    for name in ("a", "b"):
+        for layer, found in table[name].dropna().items():
+            weight = net.backbone.get_submodule(layer)._parameters["weight"]
+            norm = net[name].delta(layer).double().norm().item()
+            wanted = {
+                "delta": norm,
+                "relative": norm / weight.double().norm().item(),
+                "per_parameter": norm / math.sqrt(weight.numel()),
+            }
+            assert found == pytest.approx(wanted[kind], rel=1e-5)
+    assert table["b"].isna().sum() == 2
+
+
+def test_one_path_and_equal_names(folders, tmp_path):
+    net, paths = folders
+    assert list(analysis.norms(str(paths[0])).columns) == ["a"]
+    net.save_task("a", tmp_path / "again")
+    assert list(analysis.norms([paths[0], tmp_path / "again"]).columns) == [str(paths[0]), str(tmp_path / "again")]
+
+
+def test_refusals(folders, tmp_path):
+    _, paths = folders
+    with pytest.raises(ConfigError, match="kind must be one of delta"):
+        analysis.norms(paths, kind="size")
+    with pytest.raises(TaskFileError, match="no task folder was given"):
+        analysis.norms([])
+    torch.manual_seed(9)
+    other = tn.adapt(ResNet())
+    other.add_task("c")
+    other.save_task("c", tmp_path / "c")
+    with pytest.raises(TaskFileError, match="norms of different backbones"):
+        analysis.norms([*paths, tmp_path / "c"])
+    other.add_task("d", config=tn.AdaptConfig("none"))
+    other.save_task("d", tmp_path / "d")
+    with pytest.raises(TaskFileError, match="no deltas"):
+        analysis.norms([tmp_path / "d"])
+
+
+def test_figures(folders, tmp_path):
+    _, paths = folders
+    figure = layer_lines(analysis.norms(paths), "title", "label")
+    assert isinstance(figure, Figure)
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == list(analysis.norms(paths).index)
+    for suffix in ("png", "svg", "pdf"):
+        save_figure(figure, tmp_path / f"f.{suffix}")
+        assert (tmp_path / f"f.{suffix}").stat().st_size > 1000
+    with pytest.raises(WriteError, match="cannot write"):
+        save_figure(figure, tmp_path / "absent" / "f.png")
+    assert not list(tmp_path.glob(".f*"))

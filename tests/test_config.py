@@ -1,0 +1,86 @@
+"""Configs are data: checked, and JSON both ways."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tensornet as tn
+from tensornet.errors import ConfigError, RankError, UnknownNameError
+
+names = st.sampled_from(["cp", "tucker", "tt", "low_rank", "kronecker", "dense"])
+ranks = st.one_of(st.integers(1, 99), st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple))
+sizes = st.one_of(
+    st.fixed_dictionaries({"rank": ranks}), st.fixed_dictionaries({"budget": st.floats(0.001, 1)}), st.just({})
+)
+choices = st.builds(lambda name, size: {"decomposition": name, **size}, names, sizes)
+patterns = st.one_of(st.text("ab.*", min_size=1), st.lists(st.text("ab", min_size=1)).map(tuple))
+configs = st.builds(
+    lambda name, size, layers, targets, exclude, norms, scale: tn.AdaptConfig(
+        name, **size, layers=layers, targets=targets, exclude=exclude, norms=norms, scale=scale
+    ),
+    names,
+    sizes,
+    st.dictionaries(st.text("ab.*", min_size=1), st.one_of(choices, st.just("none"))),
+    st.one_of(st.none(), patterns),
+    patterns,
+    st.one_of(st.sampled_from(["task", "shared"]), patterns),
+    st.floats(0.1, 10),
+)
+
+
+@given(config=configs)
+def test_json_both_ways(config):
+    assert tn.AdaptConfig.from_json(config.to_json()) == config
+    assert tn.AdaptConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"rank": 0}, RankError, "rank must be a positive int or a tuple of them; got 0"),
+        ({"rank": -3}, RankError, "got -3"),
+        ({"rank": 2.0}, RankError, "got 2.0"),
+        ({"rank": True}, RankError, "got True"),
+        ({"rank": "8"}, RankError, "got '8'"),
+        ({"rank": (2, 0)}, RankError, "got 0"),
+        ({"rank": ()}, RankError, r"got \(\)"),
+        ({"rank": 2, "budget": 0.1}, ConfigError, "not both"),
+        ({"budget": 0.0}, ConfigError, r"in \(0, 1\]; got 0.0"),
+        ({"budget": 1.5}, ConfigError, "got 1.5"),
+        ({"budget": float("nan")}, ConfigError, "got nan"),
+        ({"decomposition": "pc"}, UnknownNameError, "unknown decomposition 'pc'. Did you mean 'cp'"),
+        ({"folding": "layers"}, UnknownNameError, "Did you mean 'layer'"),
+        ({"layers": {"conv1": {"ranks": 2}}}, ConfigError, "Did you mean 'rank'"),
+        ({"layers": {"conv1": {"rank": -1}}}, RankError, r"layers\['conv1'\].*got -1"),
+        ({"layers": {"conv1": 3}}, ConfigError, "got 3"),
+        ({"layers": ["conv1"]}, ConfigError, "layers must map"),
+        ({"targets": 3}, ConfigError, "targets must be a list"),
+        ({"norms": [1]}, ConfigError, "norms must be"),
+        ({"head": 3}, ConfigError, "head must be"),
+        ({"scale": float("inf")}, ConfigError, "finite"),
+        ({"scale": 0}, ConfigError, "never train"),
+    ],
+)
+def test_refusals(settings, error, words):
+    with pytest.raises(error, match=words):
+        tn.AdaptConfig(**settings)
+    if "budget" not in settings:  # NaN is not JSON
+        with pytest.raises(tn.TensornetError):
+            tn.AdaptConfig.from_dict(settings)
+
+
+def test_unknown_keys_are_refused():
+    with pytest.raises(ConfigError, match=r"unknown setting 'ranks'\. Did you mean 'rank'"):
+        tn.AdaptConfig.from_dict({"ranks": 3})
+    with pytest.raises(ConfigError, match="JSON"):
+        tn.AdaptConfig.from_json("{")
+    with pytest.raises(ConfigError, match="table of settings"):
+        tn.AdaptConfig.from_json("3")
+
+
+def test_it_is_frozen_and_has_the_defaults_of_the_paper():
+    config = tn.AdaptConfig()
+    assert (config.decomposition, config.rank, config.folding, config.norms, config.scale) == ("cp", 8, "layer", "task", 1.0)
+    with pytest.raises(AttributeError):
+        config.rank = 2
+    assert tn.AdaptConfig(budget=0.1).rank is None
