@@ -52,7 +52,7 @@ class Slot:
         self.inside = False
         self.router: Router | None = None
         self.contents: list[Content] = []
-        self.cache: dict[str, tuple[Any, Tensor]] = {}
+        self.cache: dict[str, _Kept] = {}
 
     @contextmanager
     def reading_the_backbone(self) -> Iterator[None]:
@@ -143,14 +143,33 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
         return weight
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return delta.added_to(weight)
-    held = [weight, *delta.decomposition.factors().values()]
-    # some kernels of PyTorch are chosen by whether a weight requires gradients, so it does in every grad mode or in none
-    trainable = any(tensor.requires_grad for tensor in held)
-    if any(tensor.is_inference() for tensor in held):
-        return delta.added_to(weight).detach().requires_grad_(trainable)
-    state = [(tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in held]
+    factors = list(delta.decomposition.factors().values())
     known = slot.cache.get(name)
-    if known is None or known[0][0] != state or known[0][1] is not delta:
-        alive = [tensor.detach() for tensor in held]  # memory that is kept cannot be handed out at the same address
-        known = slot.cache[name] = ((state, delta, alive), delta.added_to(weight).detach().requires_grad_(trainable))
-    return known[1]
+    if known is None or not known.holds(delta, weight, factors):
+        known = slot.cache[name] = _Kept(delta, weight, factors)
+    return known.value
+
+
+class _Kept:
+    """W + ΔW, and what it was computed from."""
+
+    def __init__(self, delta: Delta, weight: Tensor, factors: list[Tensor]) -> None:
+        self.delta = delta
+        self.state = _state([weight, *factors])
+        # a clone tells every change of a factor, also one that goes round PyTorch's version counters (`p.data.add_(1)`);
+        # off the CPU that would wait for the device, and an alias only keeps the memory from being handed out again
+        self.factors = [f.detach().clone() if f.device.type == "cpu" else f.detach() for f in factors]
+        self.weight = weight.detach()
+        # some kernels are chosen by whether a weight requires gradients: it does in every grad mode, or in none
+        trainable = weight.requires_grad or any(factor.requires_grad for factor in factors)
+        self.value = delta.added_to(weight).detach().requires_grad_(trainable)
+
+    def holds(self, delta: Delta, weight: Tensor, factors: list[Tensor]) -> bool:
+        """Whether nothing has changed."""
+        if delta is not self.delta or self.state != _state([weight, *factors]):
+            return False
+        return all(kept.device.type != "cpu" or torch.equal(kept, f) for kept, f in zip(self.factors, factors, strict=True))
+
+
+def _state(tensors: list[Tensor]) -> list[tuple[Any, ...]]:
+    return [(None if t.is_inference() else t._version, t.data_ptr(), t.dtype, t.device) for t in tensors]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tensornet.attach import Attached
+from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig
 from tensornet.errors import ConfigError, NameTakenError, StateError, UnknownNameError
 from tensornet.files import read_task, write_task
@@ -74,9 +74,7 @@ class AdaptedNetwork(nn.Module):
         self._path = "auto"
         self._identity: tuple[Any, dict[str, str]] | None = None
         self._mixed = MixedBatch(backbone, self._slots)
-        fast = nn.TransformerEncoderLayer | nn.MultiheadAttention
-        self._must_be_slow = False
-        self._has_fast_path = any(isinstance(module, fast) for module in backbone.modules())
+        self._attention = SlowAttention(backbone)
 
     # ---- tasks -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +149,7 @@ class AdaptedNetwork(nn.Module):
         """
         self._slots.fill(self._contents(name), self._path == "activations")
         self._active = name
-        self._must_be_slow = self._has_fast_path and name is not None
+        self._attention.require(name is not None)
 
     @contextmanager
     def task(self, name: str | None) -> Iterator[Task | None]:
@@ -199,9 +197,7 @@ class AdaptedNetwork(nn.Module):
         """
         if tasks is not None:
             return self._rows(list(tasks), args, kwargs)
-        if not self._must_be_slow:  # a truth value: the task's name here would cost the compiler a graph for each task
-            return self.backbone(*args, **kwargs)
-        with _slow_attention():
+        with self._attention.path():
             return self.backbone(*args, **kwargs)
 
     def forward_tasks(self, x: Any, tasks: Sequence[str], **kwargs: Any) -> dict[str, Any]:
@@ -224,10 +220,11 @@ class AdaptedNetwork(nn.Module):
     def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         contents = {name: self._contents(name) for name in dict.fromkeys(names)}
         before = self._active
-        on_weight = self._path == "weight"
+        self.set_task(None)
+        self._attention.require(True)
         try:
-            with _slow_attention() if self._has_fast_path else nullcontext():
-                return self._mixed.run(names, contents, args, kwargs, on_weight)
+            with self._attention.path():
+                return self._mixed.run(names, contents, args, kwargs, on_weight=self._path == "weight")
         finally:
             self.set_task(before)
 
@@ -239,7 +236,9 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is no task of that name.
         """
-        return merged_copy(self.backbone, self._contents(name))
+        contents = self._contents(name)
+        with self.task(None):
+            return merged_copy(self.backbone, contents)
 
     def save_task(self, name: str, path: str | Path) -> None:
         """Write a task as a folder, whole or not at all; a task that is there already is replaced.
@@ -305,14 +304,3 @@ class AdaptedNetwork(nn.Module):
     def _adopt(self, task: Task) -> Task:
         self._tasks[to_key(task.name)] = task.train(self.training)
         return task
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """PyTorch's fused encoder layer reads weights past the layers that hold them; off, so that tasks are not missed."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -79,6 +79,7 @@ def test_train_writes_tasks_and_results(trained_run, data_root):
         file = tn.read_task(trained_run / "tasks" / row["task"])
         assert file.parameter_counts() == row["parameters"]
         assert file.record.backbone.name == "hub:hub:tiny"
+    assert "| folders | parquet | mean |" in (trained_run / "results.md").read_text()
     assert not any((trained_run / "checkpoints").iterdir())
 
 
@@ -133,6 +134,13 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(data_root, tmp_path):
     assert "Traceback" not in said
     assert not (tmp_path / "tasks").exists()
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("setting", ["train.precision=bf16-mixed", "train.optimizer=sgd", "train.schedule=step"])
+def test_other_ways_to_train_learn_too(setting, data_root, tmp_path):
+    args = ("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders", "--json")
+    (row,) = json.loads(tensornet(*args, "--set", setting, "--set", "train.epochs=8"))
+    assert row["value"] > 0.8
 
 
 def test_evaluate_agrees_with_training(trained_run, data_root):

@@ -6,7 +6,7 @@ import torch._dynamo
 from torch import nn
 
 import tensornet as tn
-from tests.toys import ResNet, Transformer, trained
+from tests.toys import Encoder, ResNet, Transformer, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -48,6 +48,11 @@ def test_one_graph_without_a_bottleneck(name):
 
 def test_one_graph_for_a_transformer_and_depth():
     assert graphs(Transformer(), 8, torch.randint(11, (4, 5)), tn.AdaptConfig("tucker", rank=2, folding="depth")) == 1
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_one_graph_for_attention_that_no_forward_reaches(train):
+    assert graphs(Encoder(), 8, torch.randn(4, 5, 8), tn.AdaptConfig("cp", rank=2), train) == 1
 
 
 def test_no_grad_and_the_cache_do_not_add_graphs():

@@ -164,12 +164,13 @@ def test_first_and_later_calls_and_grad_modes_are_bit_equal():
             {k: v + 1 if v.is_floating_point() else v for k, v in task.state_dict().items()}
         ),
         lambda net, task: [p.mul_(2) for p in task.parameters()],
+        lambda net, task: [p.data.mul_(2) for p in task.parameters()],
         lambda net, task: net.double(),
         lambda net, task: setattr(next(task.deltas.parameters()), "data", torch.randn_like(next(task.deltas.parameters()))),
         lambda net, task: net.set_task("other"),
         lambda net, task: net.set_task(None),
     ],
-    ids=["optimizer", "load_state_dict", "in place", "dtype", "data", "other task", "no task"],
+    ids=["optimizer", "load_state_dict", "in place", "data in place", "dtype", "data", "other task", "no task"],
 )
 def test_a_cached_weight_is_never_stale(edit):
     net = resnet()
@@ -259,7 +260,10 @@ def test_multihead_attention_gets_its_gradients():
     y = net(x)
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in task.deltas.parameters())
-    torch.testing.assert_close(net.merged("t")(x), y)
+    merged = net.merged("t")
+    torch.testing.assert_close(merged(x), y)
+    assert not any(module._forward_pre_hooks for module in merged.modules())
+    torch.testing.assert_close(copy.deepcopy(net)(x), y)
     with torch.no_grad():
         assert torch.equal(net(x), y), "the fused encoder layer, which skips the norms' forward, must not run"
         with torch.inference_mode():

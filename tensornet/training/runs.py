@@ -23,6 +23,7 @@ from tensornet.network import AdaptedNetwork, adapt
 from tensornet.targets import find_head
 from tensornet.training.fit import fit
 from tensornet.training.recipe import Recipe, TaskEntry
+from tensornet.training.table import markdown, table
 
 Row = dict[str, Any]
 """One finished run: what `results.json` has a list of."""
@@ -191,13 +192,14 @@ class Grid:
         return row
 
     def results(self) -> list[Row]:
-        """The results of all finished runs of this grid; also written to `results.json`."""
+        """The results of all finished runs of this grid; also written to `results.json` and, as a table, to `results.md`."""
         rows = [row for row in (self.finished(run) for run in self.runs) if row is not None]
         self.out.mkdir(parents=True, exist_ok=True)
         write_file(
             self.out / "recipe.json", json.dumps({n: r.model_dump(mode="json") for n, r in self.recipes.items()}, indent=1)
         )
         write_file(self.out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
+        write_file(self.out / "results.md", markdown(table(rows)))
         return rows
 
     def all(self, progress: bool = True, before: Callable[[Run, int], None] | None = None) -> Iterator[Row]:

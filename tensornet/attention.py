@@ -1,0 +1,52 @@
+"""PyTorch's fused attention, which reads weights past the layers that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+class SlowAttention:
+    """Keeps a backbone off the fused paths of `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` while it has to.
+
+    In eval mode without gradients, the fused encoder layer reads the weights of its norms and never calls them, so that a
+    task's norms would be missed; and fused attention rounds otherwise than the one that can be trained.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        kinds = nn.TransformerEncoderLayer | nn.MultiheadAttention
+        self._concerned = any(isinstance(module, kinds) for module in backbone.modules())
+        self._layers = [m.dropout1 for m in backbone.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+        self._handles: list[RemovableHandle] = []
+        self._required = False
+
+    def require(self, slow: bool) -> None:
+        """Whether `path` has to be slow: while a task is set."""
+        self._required = slow and self._concerned
+        for handle in self._handles:
+            handle.remove()
+        # an encoder layer is not fused where any module in it has a hook, also when a compiler traces it
+        self._handles = [layer.register_forward_pre_hook(_nothing) for layer in self._layers] if slow else []
+
+    def path(self) -> AbstractContextManager[None]:
+        """The context in which the backbone has to run."""
+        return _switched_off() if self._required and not torch.compiler.is_compiling() else nullcontext()
+
+
+def _nothing(module: nn.Module, inputs: Any) -> None:
+    pass
+
+
+@contextmanager
+def _switched_off() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
