@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tensornet.decompositions import Decomposition
 from tensornet.errors import MismatchError, ShapeError, TaskFileError
 from tensornet.files import TaskFile
 from tensornet.heads import build, input_width
 from tensornet.norms import own_copy
+from tensornet.plan import TensorPlan
 from tensornet.task import Task
 
 
@@ -87,9 +88,7 @@ def fitted_task(file: TaskFile, name: str, backbone: nn.Module, head_path: str |
     """
     decompositions: list[Decomposition] = []
     for plan, module in file.tensors:
-        target = plan.fold.members[0].target
-        weight = backbone.get_submodule(target.module)._parameters[target.parameter]
-        assert weight is not None
+        weight = _first_weight(plan, backbone)
         decompositions.append(module.to(weight.device, weight.dtype))
     norms = {}
     for path, tensors in file.norms.items():
@@ -99,6 +98,19 @@ def fitted_task(file: TaskFile, name: str, backbone: nn.Module, head_path: str |
     check_head(own_head, backbone, head_path)
     plans = [plan for plan, _ in file.tensors]
     return Task(name, file.config, plans, decompositions, norms, own_head, head_path)
+
+
+def new_decomposition(plan: TensorPlan, backbone: nn.Module) -> Decomposition:
+    """Factors of a zero tensor, on the device and in the dtype of the weights that it changes."""
+    weight = _first_weight(plan, backbone)
+    return plan.cls(plan.shape, plan.rank, device=weight.device, dtype=weight.dtype)
+
+
+def _first_weight(plan: TensorPlan, backbone: nn.Module) -> Tensor:
+    target = plan.fold.members[0].target
+    weight = backbone.get_submodule(target.module)._parameters[target.parameter]
+    assert weight is not None
+    return weight
 
 
 def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path: str | None) -> nn.Module | None:

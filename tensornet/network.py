@@ -15,7 +15,7 @@ from tensornet.config import AdaptConfig
 from tensornet.errors import ConfigError, NameTakenError, StateError, UnknownNameError
 from tensornet.files import read_task, write_task
 from tensornet.fingerprint import fingerprint
-from tensornet.fitting import check_fit, check_head, fitted_task
+from tensornet.fitting import check_fit, check_head, fitted_task, new_decomposition
 from tensornet.merge import merged_copy
 from tensornet.mixed import MixedBatch
 from tensornet.names import check_task_name, from_key, to_key
@@ -49,7 +49,7 @@ class AdaptedNetwork(nn.Module):
 
     Attributes:
         backbone: the module that was given; its parameters and buffers never change.
-        backbone_name: for task files.
+        backbone_name: what task files call it.
         config: the default of `add_task`.
         head_path: where the head is; None where the backbone has none.
         plans: the tensors of a task of the default config.
@@ -121,12 +121,7 @@ class AdaptedNetwork(nn.Module):
                 raise ConfigError(f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}")
             plans = plan(self.backbone, config, self.head_path)
         self._slots.admit(plans)
-        decompositions = []
-        for p in plans:
-            target = p.fold.members[0].target
-            weight = self.backbone.get_submodule(target.module)._parameters[target.parameter]
-            assert weight is not None
-            decompositions.append(p.cls(p.shape, p.rank, device=weight.device, dtype=weight.dtype))
+        decompositions = [new_decomposition(p, self.backbone) for p in plans]
         norms = {path: own_copy(self.backbone.get_submodule(path)) for path in task_norms(config, self._norms)}
         return self._adopt(Task(name, config, plans, decompositions, norms, head, self.head_path))
 
@@ -285,9 +280,8 @@ class AdaptedNetwork(nn.Module):
         return counts | {name: self[name].parameter_counts()["total"] for name in self.tasks}
 
     def __repr__(self) -> str:
-        counts = self.parameter_counts()
-        base = counts.pop("backbone")
-        lines = [f"  {name}: {n:,} parameters ({n / max(base, 1):.1%})" for name, n in counts.items()]
+        base, *own = self.parameter_counts().values()
+        lines = [f"  {name}: {n:,} parameters ({n / max(base, 1):.1%})" for name, n in zip(self.tasks, own, strict=True)]
         active = "the untouched backbone" if self._active is None else f"task {self._active!r}"
         title = f"AdaptedNetwork({self.backbone_name}: {base:,} parameters; {active} is set"
         return "\n".join([title, *(lines or ["  no task yet"])]) + ")"

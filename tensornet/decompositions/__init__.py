@@ -1,13 +1,13 @@
 """Decompositions: each file holds one, and registers it."""
 
-from tensornet.decompositions.base import Bottleneck as Bottleneck
+from tensornet.decompositions.backend import on_pytorch as on_pytorch
 from tensornet.decompositions.base import Decomposition as Decomposition
 from tensornet.decompositions.base import Factors as Factors
 from tensornet.decompositions.base import decomposition as decomposition
 from tensornet.decompositions.base import decompositions as decompositions
 from tensornet.decompositions.base import name_of as name_of
-from tensornet.decompositions.base import on_pytorch as on_pytorch
 from tensornet.decompositions.base import register as register
+from tensornet.decompositions.bottleneck import Bottleneck as Bottleneck
 from tensornet.decompositions.cp import CP as CP
 from tensornet.decompositions.dense import Dense as Dense
 from tensornet.decompositions.kronecker import Kronecker as Kronecker

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple, ParamSpec, Self, TypeVar
+from typing import ClassVar, Self
 
-import tensorly as tl
 import torch
 from torch import Tensor, nn
 
+from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.errors import NonFiniteError, RankError, ShapeError, UnknownNameError
 from tensornet.registry import DECOMPOSITIONS
 from tensornet.shapes import Rank, Shape, check_rank, check_shape, count
 
 Factors = Mapping[str, Tensor]
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def on_pytorch(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: TensorLy runs on its PyTorch backend inside ``function``, in this thread only, as it was after it."""
-
-    @functools.wraps(function)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with tl.backend_context("pytorch", local_threadsafe=True):
-            return function(*args, **kwargs)
-
-    return inside
-
-
-class Bottleneck(NamedTuple):
-    """A kernel as three maps: into the rank, a small core, out of the rank.
-
-    ΔW[o, i, k] = Σ_q Σ_p out[o, q] · core[q, p, k] · into[p, i]
-
-    Attributes:
-        out: shape (C_out, Q).
-        core: shape (Q, P, K); shape (Q, K) for a diagonal core, where Q = P; None for the identity.
-        into: shape (P, C_in); None for the identity, where P = C_in.
-    """
-
-    out: Tensor
-    core: Tensor | None
-    into: Tensor | None
-
-    def rows(self) -> Tensor:
-        """The kernel without its last map: shape (Q, C_in · K), so that ΔW = out @ rows."""
-        if self.core is None:
-            assert self.into is not None
-            return self.into
-        if self.into is None:
-            return self.core.flatten(1)
-        if self.core.ndim == 2:
-            return (self.into[:, :, None] * self.core[:, None, :]).flatten(1)
-        return torch.matmul(self.into.T, self.core).flatten(1)
 
 
 class Decomposition(nn.Module, ABC):

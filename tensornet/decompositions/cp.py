@@ -10,7 +10,9 @@ import torch
 from tensorly.decomposition import parafac
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
+from tensornet.decompositions.backend import on_pytorch
+from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.orthogonal import expand, reduce, split
 from tensornet.shapes import Rank, Shape, single_rank
 

@@ -7,7 +7,9 @@ import math
 import tensorly as tl
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
+from tensornet.decompositions.backend import on_pytorch
+from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.orthogonal import expand, reduce, split
 from tensornet.shapes import Rank, Shape, ranks_within, single_rank
 

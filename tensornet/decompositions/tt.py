@@ -7,7 +7,9 @@ import torch
 from tensorly.decomposition import tensor_train
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
+from tensornet.decompositions.backend import on_pytorch
+from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.shapes import Rank, Shape, check_rank, ranks_within, tensor_train_limits
 
 

@@ -10,7 +10,9 @@ from tensorly.decomposition import tucker
 from tensorly.tenalg import mode_dot, multi_mode_dot
 from torch import Tensor
 
-from tensornet.decompositions.base import Bottleneck, Decomposition, Factors, on_pytorch, register
+from tensornet.decompositions.backend import on_pytorch
+from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.orthogonal import expand, reduce
 from tensornet.shapes import Rank, Shape, ranks_within
 
