@@ -35,6 +35,18 @@ def write_file(path: str | Path, data: bytes | str) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, where they are not there.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {path}: {error.strerror or error}") from error
+
+
 def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) -> None:
     """Write a folder of ``files`` beside ``path``, then rename it into place.
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import tensornet as tn
+from tensornet.cli import app
 from tensornet.errors import RecipeError
 from tensornet.training.recipe import load_recipe, shipped
 from tests.images import image_folder, lists, parquet
@@ -50,6 +52,14 @@ def tensornet(*args, code=0, cwd=None):
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout if code == 0 else " ".join(done.stderr.split())
+
+
+def refused(*args, code=1):
+    """What the command says where it refuses; in this process, for speed."""
+    done = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return " ".join(done.stderr.split())
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +228,7 @@ def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
         .replace("size = 12", "")
     )
     (tmp_path / "r.toml").write_text(text.replace('name = "parquet"', 'name = "../parquet"'))
-    said = tensornet("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", code=1)
+    said = refused("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out")
     for words in (
         "line 6",
         "rank must be a positive int",
@@ -250,24 +260,25 @@ def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
 )
 def test_bad_recipes(data_root, tmp_path, change, words):
     (tmp_path / "r.toml").write_text(RECIPE.replace(*change))
-    said = tensornet("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", code=1)
+    said = refused("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out")
     assert words in said
     assert not (tmp_path / "out").exists()
 
 
 def test_other_bad_input(data_root, tmp_path, trained_run):
-    assert "cannot be read" in tensornet("train", "absent.toml", "--out", tmp_path / "o", code=1)
-    assert "is no task folder" in tensornet("inspect", tmp_path, code=1)
-    assert "not a folder that 'tensornet train' wrote" in tensornet("evaluate", tmp_path, code=1)
-    assert "--count" in tensornet("inspect", code=2)
+    assert "cannot be read" in refused("train", "absent.toml", "--out", tmp_path / "o")
+    assert "is no task folder" in refused("inspect", tmp_path)
+    assert "not a folder that 'tensornet train' wrote" in refused("evaluate", tmp_path)
+    assert "--count" in refused("inspect", code=2)
     task = trained_run / "tasks/folders"
-    said = tensornet("merge", task, "--data", data_root, "--out", tmp_path / "absent/m.safetensors", code=1)
+    said = refused("merge", task, "--data", data_root, "--out", tmp_path / "absent/m.safetensors")
     assert "cannot write" in said
     recipe = data_root / "recipe.toml"
-    assert "key=value" in tensornet("train", recipe, "--out", tmp_path / "o", "--set", "epochs", code=1)
-    assert "no task 'nothing'" in tensornet(
-        "train", recipe, "--data", data_root, "--out", tmp_path / "o", "--task", "nothing", code=1
-    )
+    (tmp_path / "file").write_text("")
+    assert "cannot make the folder" in refused("train", recipe, "--data", data_root, "--out", tmp_path / "file")
+    assert "cannot make the folder" in refused("demo", "--out", tmp_path / "file")
+    assert "key=value" in refused("train", recipe, "--out", tmp_path / "o", "--set", "epochs")
+    assert "no task 'nothing'" in refused("train", recipe, "--data", data_root, "--out", tmp_path / "o", "--task", "nothing")
 
 
 def test_norms(trained_run, tmp_path):
@@ -278,8 +289,8 @@ def test_norms(trained_run, tmp_path):
     assert told["folders"] == pytest.approx(wanted, rel=1e-5)
     assert (tmp_path / "n.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "n.csv").read_text().startswith("layer,folders,parquet")
-    assert "cannot write" in tensornet("norms", *tasks, "--out", tmp_path / "absent/n.png", code=1)
-    assert ".svg or .pdf" in tensornet("norms", *tasks, "--out", tmp_path / "n.gif", code=1)
+    assert "cannot write" in refused("norms", *tasks, "--out", tmp_path / "absent/n.png")
+    assert ".svg or .pdf" in refused("norms", *tasks, "--out", tmp_path / "n.gif")
 
 
 def test_shipped_recipes_are_valid():

@@ -34,7 +34,8 @@ def train(
     grid = Grid({n: r for n, r in recipes.items() if not variant or n in variant}, data, out, task)
     console = Console(stderr=True)
     done = sum(grid.finished(run) is not None for run in grid.runs)
-    console.print(f"{len(grid.runs)} runs, {done} of them done; results go to {out}", highlight=False)
+    runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
+    console.print(f"{runs}, {done} done; results go to {out}", markup=False, highlight=False)
     if check:
         return
     for row in grid.all(

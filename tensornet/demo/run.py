@@ -11,7 +11,7 @@ import lightning as L
 from safetensors.torch import save
 from torch import nn
 
-from tensornet.atomic import write_file
+from tensornet.atomic import make_folder, write_file
 from tensornet.config import AdaptConfig
 from tensornet.data.images import Images
 from tensornet.demo.backbone import SmallResNet
@@ -48,13 +48,13 @@ def run(out: Path, say: Callable[[str], None]) -> list[Row]:
     Returns:
         One row per method and domain, as in the `results.json` of a recipe.
     """
+    make_folder(out)
     say("rendering printed digits and training the backbone on them")
     L.seed_everything(0, verbose=False)
     backbone = SmallResNet()
     train, test = (Images(rendered(printed, n, seed, seed == 1), SIZE) for n, seed in ((5000, 0), (500, 1)))
     source = fit(backbone, backbone, train, test, SOURCE, IMAGE, 0, progress=False)
     say(f"  {100 * source.accuracy:.1f} % of printed digits in unseen fonts; from here on the backbone is frozen")
-    out.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     write_file(out / "backbone.safetensors", save(state))
     rows: list[Row] = []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tensornet.data.augment import centre_crop, normalised, random_crop, random_flip
 from tensornet.data.images import Images, ordered_loader, shuffled_loader
-from tensornet.errors import MissingExtraError, NonFiniteError
+from tensornet.errors import MissingExtraError, NonFiniteError, WriteError
 from tensornet.training.recipe import Input, Train
 
 try:
@@ -134,7 +134,8 @@ def fit(
         progress: show a progress bar.
 
     Raises:
-        NonFiniteError: the loss became NaN or infinite.
+        NonFiniteError: the training diverged to NaN or infinity.
+        WriteError: a checkpoint cannot be written.
     """
     module = Classifier(network, trained, settings, image, seed).train()
     last = checkpoints / "last.ckpt" if checkpoints is not None else None
@@ -161,6 +162,8 @@ def fit(
             trainer.fit(module, loader, ckpt_path=resumed, weights_only=True if resumed else None)
         except SystemExit:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from None
+        except OSError as error:
+            raise WriteError(f"the state of the training cannot be kept in {checkpoints}: {error}") from error
         seconds = module.seconds()
         loss = float(trainer.callback_metrics.get("loss", torch.tensor(float("nan"))))
         if any(not torch.isfinite(p).all() for p in trained.parameters()):

@@ -14,7 +14,7 @@ import lightning as L
 from safetensors.torch import save
 from torch import nn
 
-from tensornet.atomic import write_file
+from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
 from tensornet.data.images import Images
 from tensornet.data.sources import Split, read_domain
@@ -160,7 +160,7 @@ class Grid:
         )
         if whole:
             path = run.folder(self.out).parent.parent / "models" / f"{task.name}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
             counts = _whole_counts(model, net)
         else:
@@ -186,7 +186,7 @@ class Grid:
             "backbone_hash": net.identity()["stored"],
             "digest": run.digest,
         }
-        self._record(run).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._record(run).parent)
         write_file(self._record(run), json.dumps(row, indent=1) + "\n")
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
         return row
@@ -206,6 +206,7 @@ class Grid:
         """Every result in turn, those that are missing made now; `results.json` is written after each."""
         for run in self.runs:
             self.finished(run)
+        make_folder(self.out)
         for i, run in enumerate(self.runs):
             row = self.finished(run)
             if row is None:
