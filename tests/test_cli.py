@@ -218,7 +218,9 @@ def test_variants_seeds_and_selection(data_root, tmp_path):
     assert [(r["variant"], r["seed"]) for r in rows] == [("head", 0), ("head", 1), ("tt", 0), ("tt", 1)]
     assert (tmp_path / "out/tt/seed-1/tasks/folders/task.json").is_file()
     assert "8 runs" not in tensornet(*args, "--variant", "tt", "--check")
-    assert "unknown variant 'ttt'" in tensornet(*args, "--variant", "ttt", code=1)
+    assert "there is no variant 'ttt'. Did you mean 'tt'?" in refused(*args, "--variant", "ttt")
+    tensornet(*args, "--variant", "head")
+    assert len(json.loads((tmp_path / "out/results.json").read_text())["runs"]) == 4, "results of other variants stay"
 
 
 def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):

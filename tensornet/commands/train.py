@@ -22,16 +22,12 @@ def train(
     json: Json = False,
 ) -> None:
     """Train every task of a recipe; runs that are done are kept, and a killed run goes on from its last epoch."""
-    from tensornet.errors import UnknownNameError
     from tensornet.training.recipe import load_recipe
     from tensornet.training.runs import Grid
     from tensornet.training.table import table
 
     recipes = load_recipe(recipe, settings)
-    for name in variant:
-        if name not in recipes:
-            raise UnknownNameError("variant", name, recipes)
-    grid = Grid({n: r for n, r in recipes.items() if not variant or n in variant}, data, out, task)
+    grid = Grid(recipes, data, out, task, variant)
     console = Console(stderr=True)
     done = sum(grid.finished(run) is not None for run in grid.runs)
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"

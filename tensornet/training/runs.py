@@ -18,7 +18,7 @@ from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
 from tensornet.data.images import Images
 from tensornet.data.sources import Split, read_domain
-from tensornet.errors import RecipeError, TensornetError
+from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
 from tensornet.targets import find_head
 from tensornet.training.fit import fit
@@ -64,33 +64,46 @@ class Grid:
         recipes: one per variant, as `load_recipe` returns them.
         data: the folder from which the recipe's paths begin.
         out: the folder for results.
-        only: names of tasks; all where it is empty.
+        only: names of tasks to run; all where it is empty.
+        variants: names of variants to run; all where it is empty.
 
     Raises:
         RecipeError: the backbone, the config or a task's data cannot be used: every problem is listed.
     """
 
-    def __init__(self, recipes: dict[str, Recipe], data: Path, out: Path, only: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        recipes: dict[str, Recipe],
+        data: Path,
+        out: Path,
+        only: Sequence[str] = (),
+        variants: Sequence[str] = (),
+    ) -> None:
         self.recipes = recipes
         self.data = data
         self.out = out
         self._splits: dict[TaskEntry, tuple[Split, Split]] = {}
         self._images: tuple[tuple[TaskEntry, int], tuple[Images, Images]] | None = None
-        self.runs = [
+        self.every = [
             Run(recipe, variant, task, seed)
             for variant, recipe in recipes.items()
             for seed in recipe.train.seeds
             for task in recipe.tasks
-            if not only or task.name in only
         ]
-        self._check(only)
+        self.runs = [
+            run for run in self.every if (not only or run.task.name in only) and (not variants or run.variant in variants)
+        ]
+        self._check(only, variants)
 
-    def _check(self, only: Sequence[str]) -> None:
+    def _check(self, only: Sequence[str], variants: Sequence[str]) -> None:
         """Everything that can be known before the first training."""
         problems: list[str] = []
         known = {task.name for recipe in self.recipes.values() for task in recipe.tasks}
         problems += [f"there is no task {name!r}; there is {', '.join(sorted(known))}" for name in only if name not in known]
-        for variant, recipe in self.recipes.items():
+        problems += [
+            f"there is no variant {name!r}. {near(name, self.recipes)}" for name in variants if name not in self.recipes
+        ]
+        for variant, recipe in {run.variant: run.recipe for run in self.runs}.items():
             try:
                 self.network(recipe)
             except TensornetError as error:
@@ -130,13 +143,10 @@ class Grid:
         Raises:
             RecipeError: the folder holds a result of other settings under this name.
         """
-        path = self._record(run)
-        if not path.is_file():
-            return None
-        row: Row = json.loads(path.read_text())
-        if row["digest"] != run.digest:
+        row = _read(self._record(run))
+        if row is not None and row["digest"] != run.digest:
             advice = "choose another --out, or delete that file to run it again"
-            raise RecipeError(str(self.out), [f"{path} was made with other settings: {advice}"])
+            raise RecipeError(str(self.out), [f"{self._record(run)} was made with other settings: {advice}"])
         return row
 
     def execute(self, run: Run, progress: bool = True) -> Row:
@@ -192,12 +202,15 @@ class Grid:
         return row
 
     def results(self) -> list[Row]:
-        """The results of all finished runs of this grid; also written to `results.json` and, as a table, to `results.md`."""
-        rows = [row for row in (self.finished(run) for run in self.runs) if row is not None]
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_file(
-            self.out / "recipe.json", json.dumps({n: r.model_dump(mode="json") for n, r in self.recipes.items()}, indent=1)
-        )
+        """The results of all finished runs; also written to `results.json` and, as a table, to `results.md`."""
+        rows = []
+        for run in self.every:
+            row = _read(self._record(run))
+            if row is not None and row["digest"] == run.digest:
+                rows.append(row)
+        make_folder(self.out)
+        recipes = {name: recipe.model_dump(mode="json") for name, recipe in self.recipes.items()}
+        write_file(self.out / "recipe.json", json.dumps(recipes, indent=1) + "\n")
         write_file(self.out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
         write_file(self.out / "results.md", markdown(table(rows)))
         return rows
@@ -226,6 +239,17 @@ class Grid:
             train, test = self._splits[run.task]
             self._images = (key, (Images(train, key[1]), Images(test, key[1])))
         return self._images[1]
+
+
+def _read(record: Path) -> Row | None:
+    """The result in a file; None where there is none."""
+    if not record.is_file():
+        return None
+    try:
+        row: Row = json.loads(record.read_text())
+        return row if isinstance(row["digest"], str) else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(str(record), [f"it is not a result that 'tensornet train' wrote: {error}"]) from None
 
 
 def _head(net: AdaptedNetwork, classes: int) -> nn.Linear:
