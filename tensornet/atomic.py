@@ -59,9 +59,14 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
         WriteError: it cannot be written, or something else is at ``path``; what was there is still there.
     """
     path = Path(path)
-    if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
+    try:
+        occupied = path.is_dir() and any(path.iterdir()) and not (path / mark).is_file()
+        is_file = path.exists() and not path.is_dir()
+    except (OSError, ValueError) as error:
+        raise WriteError(f"cannot write {path}: {error}") from error
+    if occupied:
         raise WriteError(f"{path} is a folder that holds other things (no {mark}); choose another place")
-    if path.exists() and not path.is_dir():
+    if is_file:
         raise WriteError(f"{path} is a file; choose another place")
     temporary, old = None, None
     try:
@@ -74,8 +79,8 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
             old = temporary.with_name(temporary.name + ".old")
             path.rename(old)
         temporary.rename(path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise WriteError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         if old is not None and old.exists() and not path.exists():
             old.rename(path)

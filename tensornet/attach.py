@@ -40,8 +40,8 @@ class Router(Protocol):
 class Slot:
     """What the layer's forward looks at: the content of the task that is set, or one per segment of a mixed batch."""
 
-    def __init__(self, is_head: bool = False) -> None:
-        self.is_head = is_head
+    def __init__(self) -> None:
+        self.is_head = False
         self.clear()
 
     def clear(self) -> None:
@@ -53,6 +53,8 @@ class Slot:
         self.router: Router | None = None
         self.contents: list[Content] = []
         self.cache: dict[str, _Kept] = {}
+        self.on_read: Callable[[], None] | None = None
+        self.several_tasks_passed = False
 
     @contextmanager
     def reading_the_backbone(self) -> Iterator[None]:
@@ -72,43 +74,55 @@ class Attached(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         slot = self._slot
+        if slot.several_tasks_passed and torch._C._current_graph_task_id() != -1:
+            raise StateError(
+                "activation checkpointing computes this layer again in backward, where the tasks of a mixed batch or of "
+                "forward_tasks are gone; call the network once per task, or checkpoint nothing"
+            )
         if slot.router is not None:
             return slot.router.run(self, super().forward, args, kwargs)
         if slot.replacement is not None:
             return slot.replacement(*args, **kwargs)
-        if slot.on_activations:
+        if slot.on_activations and len(args) == 1 and not kwargs:
             (delta,) = slot.deltas.values()
             with slot.reading_the_backbone():
                 y = super().forward(*args, **kwargs)
-            return y + delta.branch(self, *args, **kwargs)
+            return y + delta.branch(self, *args)
         return super().forward(*args, **kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (self._base, _properties(type(self)), isinstance(self, AttachedFrozen)), self.__dict__
 
-class AttachedNorm(Attached):
-    """An attached normalisation layer: the shared one uses its running statistics, whatever the mode."""
 
-    def train(self, mode: bool = True) -> AttachedNorm:
+class AttachedFrozen(Attached):
+    """An attached layer that owns buffers: in eval mode whatever happens, so that its running statistics never move."""
+
+    def train(self, mode: bool = True) -> AttachedFrozen:
         return super().train(False)
 
 
-def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, norm: bool = False, head: bool = False) -> None:
+def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool = False, head: bool = False) -> None:
     """Give ``module`` a slot, and properties in place of the named parameters; again for more of them.
 
     Raises:
-        StateError: the module is scripted, or its class cannot be subclassed in place.
+        StateError: the module is scripted.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise StateError(f"a scripted module cannot be adapted; got {type(module).__name__}")
+    if "forward" in vars(module):
+        raise StateError(
+            f"the forward of a {type(module).__name__} was replaced on the instance; adapt the backbone before that"
+        )
     base = type(module)
     if isinstance(module, Attached):
         base = module._base
-        known = tuple(name for name, value in vars(type(module)).items() if isinstance(value, property))
+        known = _properties(type(module))
         parameters = (*known, *(name for name in parameters if name not in known))
-        norm = norm or isinstance(module, AttachedNorm)
+        frozen = frozen or isinstance(module, AttachedFrozen)
     slot: Slot = module.__dict__.setdefault("_slot", Slot())
-    module.__class__ = _attached_class(base, parameters, norm)  # type: ignore[arg-type]
+    module.__class__ = _attached_class(base, parameters, frozen)  # type: ignore[arg-type]
     slot.is_head = slot.is_head or head
-    if norm:
+    if frozen:
         module.eval()
 
 
@@ -119,10 +133,20 @@ def detach(module: nn.Module) -> None:
 
 
 @functools.cache
-def _attached_class(base: type[nn.Module], parameters: tuple[str, ...], norm: bool) -> type[nn.Module]:
+def _attached_class(base: type[nn.Module], parameters: tuple[str, ...], frozen: bool) -> type[nn.Module]:
     body: dict[str, Any] = {name: _effective_weight(name) for name in parameters}
     body |= {"_base": base, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (AttachedNorm if norm else Attached, base), body)
+    return type(base.__name__, (AttachedFrozen if frozen else Attached, base), body)
+
+
+def _properties(cls: type) -> tuple[str, ...]:
+    return tuple(name for name, value in vars(cls).items() if isinstance(value, property))
+
+
+def _blank(base: type[nn.Module], parameters: tuple[str, ...], frozen: bool) -> nn.Module:
+    """What a copy or a pickle of an attached layer begins with."""
+    cls = _attached_class(base, parameters, frozen)  # type: ignore[arg-type]
+    return cls.__new__(cls)
 
 
 def _effective_weight(name: str) -> property:
@@ -138,6 +162,8 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
     slot: Slot = module.__dict__["_slot"]
     if slot.router is not None and not slot.inside and any(name in content.deltas for content in slot.contents):
         raise Unroutable(f"'{name}' of a {type(module).__name__} is read outside its forward")
+    if slot.on_read is not None:
+        slot.on_read()
     delta = slot.deltas.get(name)
     if delta is None or slot.inside or weight is None:
         return weight

@@ -149,9 +149,20 @@ class AdaptConfig:
             ConfigError: not JSON, an unknown key, or a value that is not allowed.
         """
         try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
+            data = json.loads(text)
+        except (json.JSONDecodeError, TypeError) as error:
             raise ConfigError(f"a config in JSON was expected: {error}") from None
+        return cls.from_dict(data)
+
+
+def check_config(config: object) -> None:
+    """A config has to be an `AdaptConfig`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(config, AdaptConfig):
+        raise ConfigError(f"a config is an AdaptConfig (AdaptConfig.from_dict makes one of a dict); got {config!r}")
 
 
 def _patterns(name: str, given: object) -> Patterns | None:

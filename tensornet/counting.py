@@ -9,7 +9,7 @@ from torch import nn
 from tensornet.config import AdaptConfig
 from tensornet.norms import find_norms, task_norms
 from tensornet.plan import TensorPlan, plan
-from tensornet.targets import candidates, find_head
+from tensornet.targets import candidates, find_head, in_head
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def count_tasks(backbone: nn.Module, config: AdaptConfig, tasks: int = 1) -> Cou
     plans = plan(backbone, config, head)
     norms = find_norms(backbone, head)
     affine = {path: sum(p.numel() for p in backbone.get_submodule(path).parameters()) for path in norms}
-    outside = [t for t in candidates(backbone) if not any(path == head for path, _ in t.places)]
+    outside = [t for t in candidates(backbone) if not in_head(t, head)]
     weights = sum(_numel(backbone, t.module, t.parameter) for t in outside)
     own = sum(affine[path] for path in task_norms(config, norms))
     return Count(weights + sum(affine.values()), sum(p.parameters for p in plans), own, tasks, tuple(plans))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from tensornet.decompositions import Bottleneck, Decomposition, Factors
 from tensornet.foldings import Fold, Member
 
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_STOCK_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _STOCK = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)}
 
 
@@ -96,8 +99,10 @@ class Delta:
 
     def branches(self, layer: nn.Module) -> bool:
         """Whether ``layer`` can take this delta on its activations: its forward is the stock one and has no groups."""
-        kind = getattr(layer, "_base", type(layer))
+        kind: Any = getattr(layer, "_base", type(layer))
         if self.bottleneck() is None or self.target.transposed or kind.forward not in _STOCK:
+            return False
+        if isinstance(layer, _ConvNd) and kind._conv_forward not in _STOCK_CONVOLUTIONS:
             return False
         if isinstance(layer, nn.Embedding):
             return layer.padding_idx is None and not layer.scale_grad_by_freq and not layer.sparse

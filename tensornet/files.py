@@ -18,10 +18,11 @@ from tensornet.card import card
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.errors import ConfigError, NonFiniteError, ShapeError, TaskFileError
+from tensornet.fingerprint import DTYPES, head_fingerprint
 from tensornet.heads import describe
 from tensornet.names import check_task_name
 from tensornet.plan import TensorPlan
-from tensornet.records import FORMAT, VERSION, BackboneRecord, TaskRecord, parse, plans_of, record_of
+from tensornet.records import FORMAT, VERSION, BackboneRecord, TaskRecord, content_hash, parse, plans_of, record_of
 from tensornet.task import Task
 
 JSON, TENSORS, CARD = "task.json", "task.safetensors", "README.md"
@@ -78,10 +79,8 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
     if task.head is not None:
         tensors |= {f"head/{name}": tensor for name, tensor in task.head.state_dict().items()}
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if _broken(key, tensor):
             raise NonFiniteError(f"task {task.name!r}: {key} holds NaN or infinity; did the training diverge?")
-    packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
-    data = save(packed, {"format": "pt"})
     norms = {}
     for plan, _ in task.tensors():
         for member in plan.fold.members:
@@ -89,17 +88,23 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
             assert weight is not None
             norms[member.target.name] = float(weight.detach().double().norm())
     hashes = dict(identity)
+    head_hash = head_fingerprint(backbone, task.head_path) if task.head is None else None
     record = TaskRecord(
         format=FORMAT,
         format_version=VERSION,
         name=task.name,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256="",
         config=task.config.to_dict(),
-        backbone=BackboneRecord(name=backbone_name, head=task.head_path, hash=hashes.pop("stored"), hash_as=hashes),
+        backbone=BackboneRecord(
+            name=backbone_name, head=task.head_path, head_hash=head_hash, hash=hashes.pop("stored"), hash_as=hashes
+        ),
         tensors={plan.fold.name: record_of(plan, norms) for plan, _ in task.tensors()},
         norms={layer: type(norm).__name__ for layer, norm in task.own_norms().items()},
         head=None if task.head is None else describe(task.head),
     )
+    packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
+    data = save(packed, {"record": content_hash(record)})  # one entry: several are written in any order
+    record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     text = json.dumps(record.model_dump(), indent=1) + "\n"
     write_folder(path, {JSON: text, TENSORS: data, CARD: card(task, backbone_name)}, mark=JSON)
 
@@ -125,12 +130,17 @@ def read_task(path: str | Path, *, device: torch.device | str = "cpu", dtype: to
         name = check_task_name(record.name)
         config = AdaptConfig.from_dict(record.config)
         tensors = load(data)
+        metadata = _metadata(data)
     except (SafetensorError, ConfigError, ValueError) as error:
         raise TaskFileError(f"{path}: {error}") from None
+    if metadata.get("record") != content_hash(record):
+        raise TaskFileError(f"{path / JSON} is not the file that {TENSORS} was written with: it was changed")
     plans = plans_of(record, str(path / JSON))
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if _broken(key, tensor):
             raise TaskFileError(f"{path / TENSORS}: {key} holds NaN or infinity")
+        if tensor.dtype not in DTYPES.values() and not key.startswith("head/") and not key.endswith("/num_batches_tracked"):
+            raise TaskFileError(f"{path / TENSORS}: {key} is {tensor.dtype}; floating-point numbers were expected")
         own = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[key] = tensor.to(device, own)
     return _assembled(name, config, record, plans, tensors, path)
@@ -170,9 +180,25 @@ def _assembled(
 def _bytes(path: Path, name: str) -> bytes:
     try:
         return (path / name).read_bytes()
-    except OSError as error:
-        what = "is no task folder" if not (path / name).exists() else "cannot be read"
-        raise TaskFileError(f"{path} {what}: {name}: {error.strerror}") from None
+    except FileNotFoundError as error:
+        raise TaskFileError(f"{path} is no task folder: {name}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise TaskFileError(f"{path} cannot be read: {name}: {error}") from None
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """What a safetensors file says about itself: its header begins with eight bytes of length."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    found: dict[str, str] = header.get("__metadata__", {})
+    return found
+
+
+def _broken(key: str, tensor: Tensor) -> bool:
+    """Whether it holds NaN, or infinity anywhere but in a head, where that can be a mask."""
+    if not tensor.is_floating_point():
+        return False
+    bad = torch.isnan(tensor) if key.startswith("head/") else ~torch.isfinite(tensor)
+    return bool(bad.any())
 
 
 def _is_statistic(name: str) -> bool:

@@ -27,6 +27,17 @@ def fingerprint(backbone: nn.Module, head: str | None) -> dict[str, str]:
     return {label: digest.hexdigest() for label, digest in hashes.items()}
 
 
+def head_fingerprint(backbone: nn.Module, head: str | None) -> str | None:
+    """SHA-256 over name, dtype, shape and bytes of every tensor of the head; None where there is no head."""
+    if head is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in backbone.get_submodule(head).state_dict().items():
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(_bytes(tensor.detach()))
+    return digest.hexdigest()
+
+
 def tensors(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
     """Every parameter and buffer of the backbone outside its head, by name."""
     return {

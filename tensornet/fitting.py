@@ -7,31 +7,43 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from tensornet.decompositions import Decomposition
-from tensornet.errors import MismatchError, ShapeError, TaskFileError
+from tensornet.errors import MismatchError, ShapeError, StateError, TaskFileError
 from tensornet.files import TaskFile
+from tensornet.fingerprint import head_fingerprint
 from tensornet.heads import build, input_width
 from tensornet.norms import own_copy
 from tensornet.plan import TensorPlan
 from tensornet.task import Task
 
 
-def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | None) -> None:
-    """A head has to take what the backbone's head takes.
+def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | None, others: Sequence[nn.Module] = ()) -> None:
+    """A head has to be a module of its own that takes what the backbone's head takes.
 
     Raises:
-        ShapeError: it does not, or the backbone has no head to replace.
+        ShapeError: it is no module, takes something else, or the backbone has no head to replace.
+        StateError: it shares parameters with the backbone or with one of ``others``.
     """
     if head is None:
         return
+    if not isinstance(head, nn.Module):
+        raise ShapeError(f"a head is an nn.Module, such as nn.Linear(…, classes); got {head!r}")
     if head_path is None:
         raise ShapeError("this backbone has no head to replace: it has no linear layer, or the config says head='none'")
-    own, theirs = input_width(backbone.get_submodule(head_path)), input_width(head)
-    if own is not None and theirs is not None and own != theirs:
+    own = backbone.get_submodule(head_path)
+    width, theirs = input_width(own), input_width(head)
+    if width is not None and theirs is not None and width != theirs:
+        advice = f"make it nn.Linear({width}, …)"
+        raise ShapeError(f"the head takes {theirs} features, the backbone's {head_path!r} takes {width}: {advice}")
+    if isinstance(head, nn.Linear) and isinstance(own, nn.Linear) and head.weight.dtype != own.weight.dtype:
         raise ShapeError(
-            f"the head takes {theirs} features, the backbone's {head_path!r} takes {own}: make it nn.Linear({own}, …)"
+            f"the head is {head.weight.dtype}, the backbone's {own.weight.dtype}: pass head.to({own.weight.dtype})"
         )
+    taken = {id(parameter) for module in (backbone, *others) for parameter in module.parameters()}
+    if any(id(parameter) in taken for parameter in head.parameters()):
+        raise StateError("this head belongs to the backbone or to another task already; pass a copy: copy.deepcopy(head)")
 
 
 def check_fit(
@@ -54,6 +66,9 @@ def check_fit(
             mismatches.append(
                 f"backbone {record.name!r} with hash {record.hash[:12]}… expected; this one's is {identity['stored'][:12]}…"
             )
+    same_dtype = record.hash == identity["stored"]
+    if record.head_hash is not None and same_dtype and record.head_hash != head_fingerprint(backbone, head_path):
+        mismatches.append("the task uses the backbone's own head, which has other values here")
     if record.head != head_path and record.head is not None:
         mismatches.append(f"head {record.head!r} expected; this network's is {head_path!r}")
     modules = dict(backbone.named_modules())
@@ -64,6 +79,8 @@ def check_fit(
                 weight = modules[path]._parameters.get(parameter) if path in modules else None
                 if weight is None:
                     mismatches.append(f"{path}: '{parameter}' of shape {target.shape} expected; there is none")
+                elif isinstance(modules[path], _ConvTransposeNd) != target.transposed:
+                    mismatches.append(f"{path}: the file and the network do not agree on whether it is transposed")
                 elif tuple(weight.shape) != target.shape:
                     mismatches.append(f"{path}: '{parameter}' of shape {target.shape} expected; got {tuple(weight.shape)}")
     for path, tensors in file.norms.items():
@@ -117,8 +134,8 @@ def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path
     if file.record.head is None:
         return head
     made = build(file.record.head) if head is None else head
-    wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in file.head.items()}
+    wanted = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in made.state_dict().items()}
+    found = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in file.head.items()}
     if wanted != found:
         raise TaskFileError(f"task {file.name!r}: its head should have the tensors {wanted}; the file holds {found}")
     made.load_state_dict({name: tensor.clone() for name, tensor in file.head.items()}, assign=True)

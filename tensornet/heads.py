@@ -13,12 +13,12 @@ _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
     nn.Dropout: ("p",),
     nn.ReLU: (),
-    nn.GELU: (),
+    nn.GELU: ("approximate",),
     nn.Tanh: (),
     nn.Identity: (),
     nn.Flatten: ("start_dim", "end_dim"),
-    nn.LayerNorm: ("normalized_shape", "eps"),
-    nn.BatchNorm1d: ("num_features", "eps"),
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.BatchNorm1d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
 }
 _BY_NAME = {cls.__name__: cls for cls in _ARGUMENTS}
 
@@ -26,14 +26,15 @@ _BY_NAME = {cls.__name__: cls for cls in _ARGUMENTS}
 def describe(head: nn.Module) -> dict[str, Any]:
     """The head as data: its type, the arguments that make it, its children; {"type": "custom"} where that is unknown."""
     if type(head) is nn.Sequential:
-        layers = {name: describe(child) for name, child in head.named_children()}
-        if any(layer["type"] == "custom" for layer in layers.values()):
+        shared = len({id(p) for p in head.parameters()}) < sum(1 for _ in head.named_parameters(remove_duplicate=False))
+        layers = {name: describe(child) for name, child in head._modules.items() if child is not None}
+        if shared or any(layer["type"] == "custom" for layer in layers.values()):
             return {"type": "custom"}
         return {"type": "Sequential", "layers": layers}
     if type(head) not in _ARGUMENTS:
         return {"type": "custom"}
     spec = {"type": type(head).__name__} | {name: getattr(head, name) for name in _ARGUMENTS[type(head)]}
-    if isinstance(head, nn.Linear):
+    if isinstance(head, nn.Linear) or (isinstance(head, nn.LayerNorm) and head.elementwise_affine):
         spec["bias"] = head.bias is not None
     if isinstance(head, nn.LayerNorm):
         spec["normalized_shape"] = list(head.normalized_shape)
@@ -57,7 +58,9 @@ def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
         return head
     if kind not in _BY_NAME:
         raise TaskFileError(f"the head is of a kind that a file cannot describe ({kind!r}); pass head=… to load it")
-    allowed = {*_ARGUMENTS[_BY_NAME[kind]], *(("bias",) if kind == "Linear" else ())}
+    allowed = {*_ARGUMENTS[_BY_NAME[kind]]}
+    if kind == "Linear" or (kind == "LayerNorm" and arguments.get("elementwise_affine")):
+        allowed.add("bias")
     sizes = [v for v in arguments.values() if isinstance(v, int) and not isinstance(v, bool)]
     if set(arguments) != allowed or any(abs(size) > 2**31 for size in sizes):
         raise TaskFileError(f"the head's {kind} should have the settings {sorted(allowed)}; got {arguments}")
@@ -69,6 +72,10 @@ def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
 
 
 def input_width(head: nn.Module) -> int | None:
-    """The features that a head's first linear layer takes; None where it has none."""
-    linear = next((module for module in head.modules() if isinstance(module, nn.Linear)), None)
-    return None if linear is None else linear.in_features
+    """The features that a head takes, where its first layer that minds is a linear one; None where that is not so."""
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            return module.in_features
+        if not isinstance(module, nn.Sequential | nn.Dropout | nn.Identity | nn.ReLU | nn.GELU | nn.Tanh | nn.LayerNorm):
+            return None
+    return None

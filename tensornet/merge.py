@@ -43,9 +43,11 @@ def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
 
 
 def _replaced(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """``root`` with ``module`` at ``path``."""
+    """``root`` with ``module`` at ``path``, and wherever else the layer that was there is registered."""
     if path == "":
         return module
-    parent, _, leaf = path.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
+    layer = root.get_submodule(path)
+    for place in [p for p, other in root.named_modules(remove_duplicate=False) if other is layer]:
+        parent, _, leaf = place.rpartition(".")
+        setattr(root.get_submodule(parent), leaf, module)
     return root

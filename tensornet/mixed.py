@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tensornet.attach import Attached, Unroutable
-from tensornet.errors import ShapeError, StateError
+from tensornet.errors import ShapeError
+from tensornet.probe import batch_size, check_rows, only_tensor, probe
 from tensornet.slots import Contents, Slots
 
 
@@ -53,24 +54,40 @@ class MixedBatch:
         groups = [[i for i, name in enumerate(names) if name == wanted] for wanted in contents]
         order = [i for group in groups for i in group]
         every = list(contents.values())
+        routed = None
         if len(every) > 1 and self._routable(every, args, kwargs):
-            bounds = list(itertools.accumulate((len(group) for group in groups), initial=0))
-            router = Segments(bounds, "weight" if on_weight else "activations")
-            args, kwargs = take_rows((args, kwargs), order, batch)
-            with self.slots.routed(every, router):
-                output = self.backbone(*args, **kwargs)
-            if router.head_parts is not None and output is router.head_output:
-                rows = [row for part in router.head_parts for row in part.unbind(0)]
-            else:
-                rows = split_rows(output, batch)
-        else:
-            rows = []
-            for group, content in zip(groups, every, strict=True):
-                self.slots.fill(content, on_activations=False)
-                part_args, part_kwargs = take_rows((args, kwargs), group, batch)
-                rows += split_rows(self.backbone(*part_args, **part_kwargs), len(group))
+            routed = self._in_one_pass(every, groups, args, kwargs, on_weight)
+        rows = self._task_by_task(every, groups, args, kwargs) if routed is None else routed
         placed = dict(zip(order, rows, strict=True))
         return [placed[i] for i in range(batch)]
+
+    def _in_one_pass(
+        self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any, on_weight: bool
+    ) -> list[Any] | None:
+        """The rows of all groups in turn; None where a layer turns out not to tell them apart."""
+        bounds = list(itertools.accumulate((len(group) for group in groups), initial=0))
+        router = Segments(bounds, "weight" if on_weight else "activations")
+        args, kwargs = take_rows((args, kwargs), [i for group in groups for i in group], bounds[-1])
+        try:
+            with self.slots.routed(every, router):
+                output = self.backbone(*args, **kwargs)
+        except Unroutable:
+            if self.backbone.training:  # statistics may have moved: computing again would move them twice
+                raise
+            return None
+        if router.head_parts is not None and output is router.head_output:
+            return [row for part in router.head_parts for row in part.unbind(0)]
+        return split_rows(output, bounds[-1])
+
+    def _task_by_task(self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any) -> list[Any]:
+        """The rows of all groups in turn, one call of the backbone for each."""
+        batch = sum(len(group) for group in groups)
+        rows: list[Any] = []
+        for group, content in zip(groups, every, strict=True):
+            self.slots.fill(content, on_activations=False)
+            part_args, part_kwargs = take_rows((args, kwargs), group, batch)
+            rows += split_rows(self.backbone(*part_args, **part_kwargs), len(group))
+        return rows
 
     def _routable(self, every: Sequence[Contents], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether one pass can serve these tasks; the backbone is probed once per kind of input and of layers changed."""
@@ -81,8 +98,13 @@ class MixedBatch:
         if key not in self._routes:
             self._routes[key] = probe(self.backbone, self.slots, every, args, kwargs)
         routable, head_last = self._routes[key]
-        heads = {id(c.replacement) for contents in every for p, c in contents.items() if self.slots.modules[p]._slot.is_head}
-        return routable and (head_last or (len(heads) == 1 and all(heads)))
+        heads = {_head_of(contents, self.slots.head) for contents in every}
+        return routable and (head_last or len(heads) == 1)
+
+
+def _head_of(contents: Contents, head: str | None) -> int | None:
+    content = None if head is None else contents.get(head)
+    return None if content is None or content.replacement is None else id(content.replacement)
 
 
 class Segments:
@@ -104,7 +126,7 @@ class Segments:
         contents = module._slot.contents
         if not any(content.deltas or content.replacement is not None for content in contents):
             return forward(*args, **kwargs)
-        x = _only_tensor(module, args, kwargs)
+        x = only_tensor(module, args, kwargs)
         deltas = [next(iter(content.deltas.values()), None) for content in contents]
         shared = all(content.replacement is None for content in contents)
         if shared and self.path == "activations" and all(d is None or d.branches(module) for d in deltas):
@@ -132,12 +154,14 @@ class Segments:
             slot.cache.clear()
 
     def _rows(self, x: Tensor, segment: int) -> Tensor:
-        repeat = _repeats(x, self.bounds[-1])
+        check_rows(x, self.bounds[-1])
         start, stop = self.bounds[segment], self.bounds[segment + 1]
-        return x.narrow(0, start * repeat, (stop - start) * repeat)
+        return x.narrow(0, start, stop - start)
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         """All rows together; heads of different widths are padded, and the network takes the parts."""
+        if any(not isinstance(part, Tensor) or part.ndim != parts[0].ndim for part in parts):
+            raise Unroutable("heads whose outputs are not tensors of as many modes each")
         if len({part.shape[1:] for part in parts}) == 1:
             return torch.cat(parts)
         widest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
@@ -145,70 +169,6 @@ class Segments:
         output = torch.cat([nn.functional.pad(part, pad) for part, pad in zip(parts, pads, strict=True)])
         self.head_parts, self.head_output = parts, output
         return output
-
-
-class Probe:
-    """Routes nothing: notes how many rows each layer sees per row of the batch, and whether the head comes last."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-        self.repeats: list[int] = []
-        self.head_output: Any = None
-
-    def run(self, module: Attached, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The layer's own output."""
-        slot = module._slot
-        if any(content.deltas or content.replacement is not None for content in slot.contents):
-            self.repeats.append(_repeats(_only_tensor(module, args, kwargs), self.batch))
-        with slot.reading_the_backbone():
-            output = forward(*args, **kwargs)
-        if slot.is_head:
-            self.head_output = output
-        return output
-
-
-def probe(
-    backbone: nn.Module, slots: Slots, every: Sequence[Contents], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[bool, bool]:
-    """Whether rows can be told apart in every layer that tasks change, and whether the head's output is the network's.
-
-    Two batches of meta tensors of different sizes go through the backbone: each layer has to see rows in proportion.
-    Nothing is computed. A backbone that does not run on meta tensors, or that reads adapted weights outside their
-    layers' forward, cannot be routed: it runs once per task instead.
-    """
-    meta = {name: t.to("meta") for name, t in [*backbone.named_parameters(), *backbone.named_buffers()]}
-    batch = batch_size(args, kwargs)
-    seen = []
-    for rows in (3, 5):
-
-        def resized(leaf: Any, rows: int = rows) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            size = (rows, *leaf.shape[1:]) if leaf.ndim and leaf.shape[0] == batch else leaf.shape
-            return torch.empty(size, dtype=leaf.dtype, device="meta")
-
-        router = Probe(rows)
-        try:
-            with torch.no_grad(), slots.routed(every, router):
-                meta_args, meta_kwargs = tree_map(resized, (args, kwargs))
-                output = torch.func.functional_call(backbone, meta, meta_args, meta_kwargs)
-        except (StateError, RuntimeError, TypeError, ValueError):
-            return False, False
-        seen.append((router.repeats, output is router.head_output))
-    (first, last), (second, _) = seen
-    return first == second, last
-
-
-def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Rows of the first tensor among the inputs.
-
-    Raises:
-        ShapeError: there is none.
-    """
-    for leaf in tree_flatten((args, kwargs))[0]:
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    raise ShapeError("a mixed batch needs an input tensor with one row per task name; got none")
 
 
 def take_rows(inputs: Any, rows: Sequence[int], batch: int) -> Any:
@@ -237,17 +197,3 @@ def split_rows(output: Any, rows: int) -> list[Any]:
             )
     columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * rows for leaf in leaves]
     return [tree_unflatten([column[i] for column in columns], structure) for i in range(rows)]
-
-
-def _only_tensor(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].ndim == 0:
-        raise Unroutable(f"a {type(module).__name__} is called with more than one tensor")
-    return args[0]
-
-
-def _repeats(x: Tensor, batch: int) -> int:
-    """How many rows of ``x`` in sequence belong to one row of the batch."""
-    repeat, rest = divmod(x.shape[0], batch)
-    if rest:
-        raise Unroutable(f"{x.shape[0]} rows are no multiple of the batch of {batch}")
-    return repeat

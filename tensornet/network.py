@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tensornet.attach import Attached
 from tensornet.attention import SlowAttention
-from tensornet.config import AdaptConfig
-from tensornet.errors import ConfigError, NameTakenError, StateError, UnknownNameError
+from tensornet.config import AdaptConfig, check_config
+from tensornet.errors import BackboneError, ConfigError, NameTakenError, ShapeError, StateError, UnknownNameError
 from tensornet.files import read_task, write_task
 from tensornet.fingerprint import fingerprint
 from tensornet.fitting import check_fit, check_head, fitted_task, new_decomposition
@@ -21,8 +22,8 @@ from tensornet.mixed import MixedBatch
 from tensornet.names import check_task_name, from_key, to_key
 from tensornet.norms import find_norms, own_copy, task_norms
 from tensornet.plan import plan
-from tensornet.prefix import Prefix
-from tensornet.slots import Contents, Slots
+from tensornet.prefix import Prefix, cloned, versions_counted
+from tensornet.slots import Contents, Slots, check_finite
 from tensornet.targets import find_head
 from tensornet.task import Task
 
@@ -57,6 +58,9 @@ class AdaptedNetwork(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: AdaptConfig, name: str) -> None:
         super().__init__()
+        if not isinstance(backbone, nn.Module):
+            raise BackboneError(f"a backbone is an nn.Module with its weights loaded; got {backbone!r}")
+        check_config(config)
         if any(isinstance(module, Attached | AdaptedNetwork) for module in backbone.modules()):
             raise StateError("the backbone is adapted already: add a task to that network, or adapt a fresh backbone")
         self.config = config
@@ -65,6 +69,7 @@ class AdaptedNetwork(nn.Module):
         self.plans = plan(backbone, config, self.head_path)
         self._norms = find_norms(backbone, self.head_path)
         task_norms(config, self._norms)
+        check_finite(backbone, self.plans)
         self._slots = Slots(backbone, self._norms, self.head_path)
         self._slots.admit(self.plans)
         self.backbone = backbone.requires_grad_(False)
@@ -111,11 +116,13 @@ class AdaptedNetwork(nn.Module):
         Raises:
             NameTakenError: the name is taken, or cannot be a name.
             ShapeError: the head's input width is not the backbone's.
-            ConfigError, TargetError, RankError: the config does not suit the backbone.
+            StateError: the head belongs to the backbone or to another task.
+        ConfigError, TargetError, RankError: the config does not suit the backbone.
         """
         self._check_new(name)
-        check_head(head, self.backbone, self.head_path)
         plans, config = self.plans, config or self.config
+        check_config(config)
+        check_head(head, self.backbone, self.head_path, list(self._tasks.values()))
         if config != self.config:
             if find_head(self.backbone, config.head) != self.head_path:
                 raise ConfigError(f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}")
@@ -191,7 +198,7 @@ class AdaptedNetwork(nn.Module):
             UnknownNameError: a name is not a task.
         """
         if tasks is not None:
-            return self._rows(list(tasks), args, kwargs)
+            return self._rows(_names(tasks), args, kwargs)
         with self._attention.path():
             return self.backbone(*args, **kwargs)
 
@@ -204,12 +211,16 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: a name is not a task.
         """
-        names = list(dict.fromkeys(tasks))
+        names = list(dict.fromkeys(_names(tasks)))
         prefix = Prefix(self.backbone, self._slots.touched([self._contents(name) for name in names]))
         outputs = {}
-        for name in names:
-            with self.task(name), prefix.run():
-                outputs[name] = self(x, **kwargs)
+        with versions_counted():
+            for name in names:
+                inputs, options = cloned((x, kwargs))  # a network may edit its input in place
+                with self.task(name), prefix.run():
+                    outputs[name] = self(inputs, **options)
+        if torch.is_grad_enabled():
+            self._slots.remember_several_tasks()
         return outputs
 
     def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -222,6 +233,8 @@ class AdaptedNetwork(nn.Module):
                 return self._mixed.run(names, contents, args, kwargs, on_weight=self._path == "weight")
         finally:
             self.set_task(before)
+            if torch.is_grad_enabled():
+                self._slots.remember_several_tasks()
 
     # ---- shipping ----------------------------------------------------------------------------------------------------
 
@@ -298,3 +311,13 @@ class AdaptedNetwork(nn.Module):
     def _adopt(self, task: Task) -> Task:
         self._tasks[to_key(task.name)] = task.train(self.training)
         return task
+
+
+def _names(tasks: Any) -> list[Any]:
+    if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+        raise ShapeError(f"tasks must be a list of names; got {tasks!r}")
+    names = list(tasks)
+    for name in names:
+        if name is not None and not isinstance(name, str):
+            raise ShapeError(f"tasks must be a list of names; it holds {name!r}")
+    return names

@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from tensornet.attach import Attached, detach
 from tensornet.config import AdaptConfig
@@ -42,15 +43,20 @@ def task_norms(config: AdaptConfig, norms: list[str]) -> list[str]:
 
 
 def own_copy(norm: nn.Module) -> nn.Module:
-    """A trainable copy of a shared layer, with its affine parameters and its running statistics."""
-    if isinstance(norm, Attached):
-        slot = norm._slot
-        copied: nn.Module = copy.deepcopy(norm, {id(slot): slot})
-        detach(copied)
-    else:
-        copied = copy.deepcopy(norm)
+    """A trainable copy of a shared layer, with its affine parameters and its running statistics, without its hooks."""
+    slots = [module._slot for module in norm.modules() if isinstance(module, Attached)]
+    copied = copy.deepcopy(norm, {id(slot): slot for slot in slots})
+    for module in list(copied.modules()):
+        if isinstance(module, Attached):
+            detach(module)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            hooks.clear()
     return copied.requires_grad_(True).train()
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _KINDS) or ("Norm" in type(module).__name__ and bool(module._parameters))
+    if isinstance(module, _KINDS):
+        return True
+    called_one = "Norm" in type(module).__name__ and not isinstance(module, nn.Linear | nn.Embedding | _ConvNd)
+    inside = [child for child in module.children() if next(child.parameters(), None) is not None]
+    return called_one and bool(module._parameters) and not inside

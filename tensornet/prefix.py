@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tensornet.attach import Attached
 
 
 class _Call:
@@ -39,9 +42,10 @@ class Prefix:
         differs: the modules at which tasks part.
     """
 
-    def __init__(self, network: nn.Module, differs: Sequence[nn.Module]) -> None:
+    def __init__(self, network: nn.Module, differs: Sequence[Attached]) -> None:
         self._modules = [module for module in network.modules() if module is not network]
         self._differs = {id(module) for module in differs}
+        self._readers = differs
         self._tape: list[_Call] = []
         self._cursor = 0
         self._recording = True
@@ -50,14 +54,26 @@ class Prefix:
     def run(self) -> Iterator[None]:
         """Inside, one run of the network uses or makes the record."""
         self._cursor = 0
+        own = {id(module): module.__dict__.get("forward") for module in self._modules}
         for module in self._modules:
             module.__dict__["forward"] = self._remembered(module, module.forward)
+        for module in self._readers:
+            module._slot.on_read = self._part
         try:
             yield
         finally:
             for module in self._modules:
                 del module.__dict__["forward"]
+                if own[id(module)] is not None:
+                    module.__dict__["forward"] = own[id(module)]
+            for module in self._readers:
+                module._slot.on_read = None
             self._recording = False
+
+    def _part(self) -> None:
+        """The tasks part here: a layer that differs is called, or its weight is read from outside."""
+        if self._recording:
+            self._recording, self._cursor = False, len(self._tape)
 
     def _remembered(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -77,7 +93,7 @@ class Prefix:
 
     def _record(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if id(module) in self._differs:
-            self._recording, self._cursor = False, len(self._tape)
+            self._part()
             return forward(*args, **kwargs)
         call = _Call(module)
         self._tape.append(call)
@@ -88,4 +104,19 @@ class Prefix:
 
 
 def _versions(output: Any) -> list[int]:
-    return [leaf._version for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    return [leaf._version for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+
+
+def cloned(inputs: Any) -> Any:
+    """The same inputs, every tensor a copy."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+@contextmanager
+def versions_counted() -> Iterator[None]:
+    """Inside, tensors count their changes in place, which they do not in inference mode; gradients stay off if they were."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield

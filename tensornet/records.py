@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -72,10 +73,11 @@ class TensorRecord(_Record):
 
 
 class BackboneRecord(_Record):
-    """Which backbone the task belongs to; see `fingerprint`."""
+    """Which backbone the task belongs to; see `fingerprint`. `head_hash` is there where the task uses its head."""
 
     name: str
     head: str | None
+    head_hash: str | None
     hash: str
     hash_as: dict[str, str]
 
@@ -114,6 +116,12 @@ def parse(text: bytes, source: str) -> TaskRecord:
     except ValidationError as error:
         lines = [f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:20]]
         raise TaskFileError(f"{source} has {error.error_count()} mistakes:{''.join(lines)}") from None
+
+
+def content_hash(record: TaskRecord) -> str:
+    """SHA-256 over everything that a record says but the hash of the tensors, which hold this one."""
+    text = json.dumps(record.model_dump(exclude={"sha256"}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def record_of(plan: TensorPlan, norms: dict[str, float]) -> TensorRecord:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensornet.attach import Attached, Content, Router, attach
-from tensornet.errors import NonFiniteError
+from tensornet.errors import NonFiniteError, StateError
 from tensornet.plan import TensorPlan
 
 Contents = Mapping[str, Content]
@@ -29,9 +29,18 @@ class Slots:
 
     def __init__(self, backbone: nn.Module, norms: Sequence[str], head: str | None) -> None:
         self.backbone = backbone
+        self.head = head
         self.modules: dict[str, Attached] = {}
-        for path in norms:
-            self._attach(path, norm=True)
+        for path in [*norms, *([head] if head is not None else [])]:
+            module = backbone.get_submodule(path)
+            if "forward" in vars(module):
+                kind = type(module).__name__
+                raise StateError(
+                    f"{path}: something has replaced the forward of this {kind}; adapt the backbone before that"
+                )
+        owners = [path for path, module in backbone.named_modules() if module._buffers and not _is_scripted(module)]
+        for path in dict.fromkeys([*norms, *owners]):
+            self._attach(path, frozen=True)
         if head is not None:
             self._attach(head, head=True)
 
@@ -39,24 +48,20 @@ class Slots:
         """Attach every layer that has a weight in ``plans``.
 
         Raises:
-            NonFiniteError: such a weight holds NaN or infinity.
+            NonFiniteError: such a weight holds NaN or infinity; nothing is attached.
         """
+        check_finite(self.backbone, plans)
         parameters: dict[str, list[str]] = {}
         for plan in plans:
             for member in plan.fold.members:
                 for path, parameter in member.target.places:
                     parameters.setdefault(path, []).append(parameter)
         for path, names in parameters.items():
-            module = self.backbone.get_submodule(path)
-            for name in names:
-                weight = module._parameters[name]
-                if weight is not None and not weight.is_meta and not torch.isfinite(weight).all():
-                    raise NonFiniteError(f"{path}: '{name}' holds NaN or infinity; repair or reload the backbone first")
             self._attach(path, tuple(names))
 
-    def _attach(self, path: str, parameters: tuple[str, ...] = (), norm: bool = False, head: bool = False) -> None:
+    def _attach(self, path: str, parameters: tuple[str, ...] = (), frozen: bool = False, head: bool = False) -> None:
         module = self.backbone.get_submodule(path)
-        attach(module, parameters, norm=norm, head=head)
+        attach(module, parameters, frozen=frozen, head=head)
         assert isinstance(module, Attached)
         self.modules[path] = module
 
@@ -64,12 +69,13 @@ class Slots:
         """Put ``contents`` into the slots; those that it does not name are emptied."""
         for path, module in self.modules.items():
             slot, content = module._slot, contents.get(path, _NOTHING)
+            slot.several_tasks_passed = False
             slot.deltas, slot.replacement = content.deltas, content.replacement
             slot.on_activations = (
                 on_activations and bool(content.deltas) and all(d.branches(module) for d in content.deltas.values())
             )
 
-    def touched(self, every: Sequence[Contents]) -> list[nn.Module]:
+    def touched(self, every: Sequence[Contents]) -> list[Attached]:
         """The layers that at least one of these contents changes."""
         return [module for path, module in self.modules.items() if any(path in contents for contents in every)]
 
@@ -85,3 +91,26 @@ class Slots:
         finally:
             for module in self.modules.values():
                 module._slot.clear()
+
+    def remember_several_tasks(self) -> None:
+        """A backward through what several tasks computed cannot compute a layer again; it will say so."""
+        for module in self.modules.values():
+            module._slot.several_tasks_passed = True
+
+
+def check_finite(backbone: nn.Module, plans: Sequence[TensorPlan]) -> None:
+    """No adapted weight may hold NaN or infinity.
+
+    Raises:
+        NonFiniteError: one does.
+    """
+    for plan in plans:
+        for member in plan.fold.members:
+            weight = backbone.get_submodule(member.target.module)._parameters[member.target.parameter]
+            if weight is not None and not weight.is_meta and not torch.isfinite(weight).all():
+                where = f"{member.target.module}: '{member.target.parameter}'"
+                raise NonFiniteError(f"{where} holds NaN or infinity; repair or reload the backbone first")
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from tensornet.config import NONE, AdaptConfig, Choice, Patterns
 from tensornet.errors import TargetError, near
@@ -104,12 +104,15 @@ def candidates(backbone: nn.Module) -> list[Target]:
     Raises:
         TargetError: a lazy layer has no weight yet.
     """
+    lazy = [
+        path for path, m in backbone.named_modules() if any(map(is_lazy, [*m._parameters.values(), *m._buffers.values()]))
+    ]
+    if lazy:
+        raise TargetError(f"{lazy[0]}: the layer is lazy and has no values yet; run the backbone once first")
     found: dict[int, Target] = {}
     for order, (path, module) in enumerate(backbone.named_modules()):
         for name in _weights(module):
             parameter = module._parameters[name]
-            if isinstance(parameter, UninitializedParameter):
-                raise TargetError(f"{path}: the layer is lazy and has no weight yet; run the backbone once first")
             known = found.get(id(parameter))
             if known is not None:
                 places = (*known.tied, (path, name))
@@ -139,7 +142,7 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
     if config.decomposition == NONE and not config.layers:
         return []
     if config.targets is None:
-        chosen = [t for t in every if not _is_embedding(backbone, t) and not any(p == head for p, _ in t.places)]
+        chosen = [t for t in every if not _is_embedding(backbone, t) and not in_head(t, head)]
     else:
         check_patterns("targets", config.targets, by_path)
         chosen = [t for t in every if any(matches(config.targets, p) for p, _ in t.places)]
@@ -161,6 +164,11 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
         hint = f" Its only linear layer {head!r} was taken as the head: pass head='none' to adapt it." if head else ""
         raise TargetError(f"nothing to adapt: the backbone has no convolution or linear layer left as a target.{hint}")
     return selected
+
+
+def in_head(target: Target, head: str | None) -> bool:
+    """Whether a weight is of the head, or of a layer inside it."""
+    return head is not None and any(path == head or path.startswith(head + ".") for path, _ in target.places)
 
 
 def _weights(module: nn.Module) -> Sequence[str]:

@@ -10,6 +10,7 @@ from tensornet.attach import Content
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import Delta
+from tensornet.errors import UnknownNameError
 from tensornet.names import from_key, to_key
 from tensornet.plan import TensorPlan
 
@@ -63,13 +64,14 @@ class Task(nn.Module):
         """ΔW of one weight, given as a module path (with the parameter where that is not `weight`).
 
         Raises:
-            KeyError: the task has no delta there.
+            UnknownNameError: the task has no delta there.
         """
         for plan, module in self.tensors():
             for member in plan.fold.members:
                 if layer == member.target.name or any(layer == path for path, _ in member.target.places):
                     return Delta(module, plan.fold, member, plan.scale).dense()
-        raise KeyError(f"task {self.name!r} has no delta at {layer!r}")
+        known = [member.target.name for plan, _ in self.tensors() for member in plan.fold.members]
+        raise UnknownNameError("layer with a delta", layer, known)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of deltas, norms and head, and their total."""

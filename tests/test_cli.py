@@ -18,6 +18,7 @@ import tensornet as tn
 from tensornet.cli import app
 from tensornet.errors import RecipeError
 from tensornet.training.recipe import load_recipe, shipped
+from tensornet.training.runs import Grid
 from tests.images import image_folder, lists, parquet
 
 HUB = Path(__file__).parent / "hub"
@@ -69,6 +70,8 @@ def data_root(tmp_path_factory):
     image_folder(root / "folders")
     parquet(root / "parquet", ("up", "down", "left"))
     (root / "recipe.toml").write_text(RECIPE)
+    image_folder(root / "broken", train=3, test=2)
+    (root / "broken/train/ant/1.png").write_bytes(b"no image")
     return root
 
 
@@ -90,14 +93,14 @@ def test_train_writes_tasks_and_results(trained_run, data_root):
         assert file.parameter_counts() == row["parameters"]
         assert file.record.backbone.name == "hub:hub:tiny"
     assert "| folders | parquet | mean |" in (trained_run / "results.md").read_text()
-    assert not any((trained_run / "checkpoints").iterdir())
+    assert not list((trained_run / "checkpoints").rglob("last.ckpt"))
 
 
 def test_train_again_keeps_what_is_done(trained_run, data_root):
-    before = {p: p.stat().st_mtime_ns for p in (trained_run / "runs").iterdir()}
+    before = {p: p.stat().st_mtime_ns for p in (trained_run / "runs").rglob("*.json")}
     out = tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--json")
     assert len(json.loads(out)) == 2
-    assert {p: p.stat().st_mtime_ns for p in (trained_run / "runs").iterdir()} == before
+    assert {p: p.stat().st_mtime_ns for p in (trained_run / "runs").rglob("*.json")} == before
     said = tensornet(
         "train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--set", "train.lr=1.0", code=1
     )
@@ -117,7 +120,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(trained_run, data_r
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "checkpoints"
     deadline = time.time() + 60
-    while not list(checkpoints.glob("*/*/last.ckpt")) and process.poll() is None and time.time() < deadline:
+    while not list(checkpoints.rglob("last.ckpt")) and process.poll() is None and time.time() < deadline:
         time.sleep(0.002)
     process.kill()
     process.wait()
@@ -135,7 +138,7 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(data_root, tmp_path):
     command += ["--out", str(tmp_path), "--set", "train.epochs=2000", "--task", "folders"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.time() + 60
-    while not list((tmp_path / "checkpoints").glob("*/*/last.ckpt")) and time.time() < deadline:
+    while not list((tmp_path / "checkpoints").rglob("last.ckpt")) and time.time() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -205,6 +208,24 @@ def test_python_backbone_and_full_fine_tuning(data_root, tmp_path):
     )
 
 
+def test_names_that_could_be_confused(data_root, tmp_path):
+    text = RECIPE.replace('name = "folders"', 'name = "b-one"').replace('name = "parquet"', 'name = "one"')
+    text = text.replace('data = "parquet"', 'data = "folders"') + "[variants.a]\n[variants.a-b]\n"
+    (tmp_path / "r.toml").write_text(text)
+    args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--set", "train.epochs=1")
+    assert len(json.loads(tensornet(*args, "--json"))) == 4
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(data_root, tmp_path, trained_run):
+    grid = Grid(load_recipe(str(data_root / "recipe.toml")), data_root, tmp_path, ["folders"])
+    folder = tmp_path / "checkpoints" / grid.runs[0].place / grid.runs[0].digest
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_bytes(b"PK damaged")
+    tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders")
+    path = "tasks/folders/task.safetensors"
+    assert (tmp_path / path).read_bytes() == (trained_run / path).read_bytes()
+
+
 def test_variants_seeds_and_selection(data_root, tmp_path):
     text = (
         RECIPE
@@ -258,6 +279,12 @@ def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
         (("[input]", "[input"), "line"),
         (('decomposition = "cp"', 'decomposition = "pc"'), "unknown decomposition 'pc'"),
         (('decomposition = "cp"', 'targets = ["conv7"]'), "matches no layer"),
+        (("size = 12", "size = 12\n[[tasks]]"), "line"),
+        (("pad = 1", "pad = 1\nseeds = []"), "at least 1 item"),
+        (("[backbone]", "variants = 3\n[backbone]"), "a table of variants was expected"),
+        (('source = "hub:hub:tiny"', 'source = "hub:hub:images_only"'), "it fails on an image of 12×12 pixels"),
+        (('source = "hub:hub:tiny"', 'source = "hub:hub:dictionary"'), "should give the shape (1, 2); got dict"),
+        (('data = "parquet"', 'data = "broken"'), "1 of 6 images cannot be read"),
     ],
 )
 def test_bad_recipes(data_root, tmp_path, change, words):

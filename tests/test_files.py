@@ -40,15 +40,15 @@ def test_round_trip_is_bit_identical(decomposition, folding, tmp_path):
     task = trained(net.add_task("t", nn.Linear(8, 3)))
     net.save_task("t", tmp_path / "t")
     other = network(decomposition="none")
-    loaded = other.load_task(tmp_path / "t", "u")
+    loaded = other.load_task(tmp_path / "t")
     assert loaded.config == task.config
     mine, theirs = task.state_dict(), loaded.state_dict()
     assert list(mine) == list(theirs)
     assert all(torch.equal(mine[k], theirs[k]) and mine[k].dtype == theirs[k].dtype for k in mine)
     x = torch.randn(2, 3, 8, 8)
-    with net.task("t"), other.task("u"):
+    with net.task("t"), other.task("t"):
         assert torch.equal(net(x), other(x))
-    other.save_task("u", tmp_path / "u")
+    other.save_task("t", tmp_path / "u")
     assert (tmp_path / "t/task.safetensors").read_bytes() == (tmp_path / "u/task.safetensors").read_bytes()
 
 
@@ -172,10 +172,26 @@ def test_truncated_files_are_refused(tmp_path_factory, keep, name):
         tn.read_task(path)
 
 
+def sign(path, record, tensors):
+    """Write a record and tensors that belong together: what somebody who means harm can do."""
+    content = json.dumps({key: value for key, value in record.items() if key != "sha256"}, sort_keys=True)
+    data = save(tensors, {"record": hashlib.sha256(content.encode()).hexdigest()})
+    (path / "task.safetensors").write_bytes(data)
+    (path / "task.json").write_text(json.dumps(record | {"sha256": hashlib.sha256(data).hexdigest()}))
+
+
 def edit(path, change):
     record = json.loads((path / "task.json").read_text())
     change(record)
-    (path / "task.json").write_text(json.dumps(record))
+    sign(path, record, load((path / "task.safetensors").read_bytes()))
+
+
+def test_an_edited_record_is_noticed(saved):
+    _, path = saved
+    text = (path / "task.json").read_text()
+    (path / "task.json").write_text(text.replace('"scale": 1.0', '"scale": 5.0'))
+    with pytest.raises(TaskFileError, match="it was changed"):
+        tn.read_task(path)
 
 
 TENSOR = "layer1.0.conv1"
@@ -229,13 +245,11 @@ def test_hostile_heads(saved, change, words):
 
 
 def test_hostile_tensors(saved):
-    _, path = saved
+    net, path = saved
     tensors = load((path / "task.safetensors").read_bytes())
 
     def rewrite(changed):
-        data = save(changed)
-        (path / "task.safetensors").write_bytes(data)
-        edit(path, lambda r: r.update(sha256=hashlib.sha256(data).hexdigest()))
+        sign(path, json.loads((path / "task.json").read_text()), changed)
 
     rewrite(tensors | {"head/1.bias": torch.full((3,), float("nan"))})
     with pytest.raises(TaskFileError, match="NaN"):
@@ -243,6 +257,11 @@ def test_hostile_tensors(saved):
     rewrite(tensors | {"../../etc/passwd": torch.zeros(1)})
     with pytest.raises(TaskFileError, match="passwd"):
         tn.read_task(path)
+    for key in ("head/1.weight", f"delta/{TENSOR}/factor_0", "norm/bn1/weight"):
+        for dtype in (torch.int64, torch.complex64):
+            rewrite(tensors | {key: tensors[key].to(dtype)})
+            with pytest.raises(TaskFileError, match=r"floating-point numbers were expected|should have the tensors"):
+                net.load_task(path, "u")
     rewrite({k: t for k, t in tensors.items() if k != f"delta/{TENSOR}/factor_1"})
     with pytest.raises(TaskFileError, match="factor_1"):
         tn.read_task(path)

@@ -21,11 +21,13 @@ def merge(
 
     from tensornet.atomic import write_file
     from tensornet.backbones import load_backbone
+    from tensornet.config import AdaptConfig
     from tensornet.files import read_task
     from tensornet.network import adapt
 
     file = read_task(task)
-    net = adapt(load_backbone(backbone or file.record.backbone.name, root=data, weights=weights))
+    config = AdaptConfig("none", norms="shared", head=file.record.backbone.head or "none")
+    net = adapt(load_backbone(backbone or file.record.backbone.name, root=data, weights=weights), config)
     name = net.load_task(task).name
     state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
     write_file(out, save(state, {"format": "pt"}))

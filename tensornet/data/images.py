@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         self._pixels: Tensor | None = None
         if len(split.images) * 3 * size * size <= IN_MEMORY:
             self._pixels = torch.empty(len(split.images), 3, size, size, dtype=torch.uint8)
-        self._read_all(self._pixels)
+        if self._pixels is None:
+            check_readable(split)
+        else:
+            _every(split, self._keep)
 
     def __len__(self) -> int:
         return len(self.split.images)
@@ -58,12 +61,8 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             return torch.stack([self._decode(i) for i in indices]), self.labels[chosen]
         return self._pixels[chosen], self.labels[chosen]
 
-    def _open(self, index: int) -> Image.Image:
-        source = self.split.images[index]
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-
     def _decode(self, index: int) -> Tensor:
-        with self._open(index) as image:
+        with _opened(self.split.images[index]) as image:
             rgb = image.convert("RGB")
         if rgb.size != (self.size, self.size):
             width, height = rgb.size
@@ -75,23 +74,41 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             rgb = resized.crop((left, top, left + self.size, top + self.size))
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
-    def _read_all(self, pixels: Tensor | None) -> None:
-        """Decode every image into ``pixels``, or only see that it can be read."""
-        bad = []
-        for i, source in enumerate(self.split.images):
-            try:
-                if pixels is not None:
-                    pixels[i] = self._decode(i)
-                else:
-                    with self._open(i) as image:
-                        image.verify()
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                name = source if isinstance(source, Path) else f"row {i}"
-                bad.append(f"{name}: {error}")
-        if bad:
-            more = f"\n  - and {len(bad) - 10} more" if len(bad) > 10 else ""
-            listed = "".join(f"\n  - {line}" for line in bad[:10]) + more
-            raise DataError(f"{self.split.where}: {len(bad)} of {len(self.split.images)} images cannot be read:{listed}")
+    def _keep(self, index: int) -> None:
+        assert self._pixels is not None
+        self._pixels[index] = self._decode(index)
+
+
+def check_readable(split: Split) -> None:
+    """See that the file of every image can be read; pixels are not decoded.
+
+    Raises:
+        DataError: some cannot; they are listed.
+    """
+
+    def verify(index: int) -> None:
+        with _opened(split.images[index]) as image:
+            image.verify()
+
+    _every(split, verify)
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _every(split: Split, read: Callable[[int], None]) -> None:
+    bad = []
+    for i, source in enumerate(split.images):
+        try:
+            read(i)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            name = source if isinstance(source, Path) else f"row {i}"
+            bad.append(f"{name}: {error}")
+    if bad:
+        more = f"\n  - and {len(bad) - 10} more" if len(bad) > 10 else ""
+        listed = "".join(f"\n  - {line}" for line in bad[:10]) + more
+        raise DataError(f"{split.where}: {len(bad)} of {len(split.images)} images cannot be read:{listed}")
 
 
 class Shuffled(BatchSampler):

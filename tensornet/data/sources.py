@@ -109,17 +109,16 @@ def read_lists(root: Path, train: Path, test: Path) -> tuple[Split, Split]:
     Raises:
         DataError: a list is missing, a line is wrong, or a file is; all are listed.
     """
-    parsed = {path: _lines(root, path) for path in (train, test)}
+    parsed = [(path, _lines(root, path)) for path in (train, test)]
     names: dict[int, str] = {}
-    for rows in parsed.values():
+    for _, rows in parsed:
         for file, label in rows:
             names.setdefault(label, file.parent.name)
-    labels = sorted(names)
     splits = []
-    for path, rows in parsed.items():
-        seen = {label for _, label in rows}
-        classes = tuple(names[label] for label in labels if label in seen)
-        index = {label: i for i, label in enumerate(label for label in labels if label in seen)}
+    for path, rows in parsed:
+        seen = sorted({label for _, label in rows})
+        index = {label: i for i, label in enumerate(seen)}
+        classes = tuple(names[label] for label in seen)
         splits.append(Split(str(path), [file for file, _ in rows], [index[label] for _, label in rows], classes))
     return splits[0], splits[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def fit(
             logger=False,
             devices=1,
         )
-        resumed = str(last) if last is not None and last.is_file() else None
+        resumed = str(last) if last is not None and _intact(last) else None
         loader = shuffled_loader(train, settings.batch_size, seed, settings.workers)
         try:
             trainer.fit(module, loader, ckpt_path=resumed, weights_only=True if resumed else None)
@@ -170,6 +171,15 @@ def fit(
             raise NonFiniteError(f"the training diverged (loss {loss}); lower train.lr={settings.lr} or set train.clip")
         accuracy = score(trainer, module, test, settings.batch_size)
     return Fitted(accuracy, seconds, loss)
+
+
+def _intact(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be read; one that a full disk or a crash has damaged is as good as none."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 256, *, progress: bool = False) -> float:

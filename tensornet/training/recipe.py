@@ -81,7 +81,7 @@ class Train(_Table):
     flip: bool = True
     pad: NonNegativeInt = 0
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
-    seeds: tuple[NonNegativeInt, ...] = (0,)
+    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     workers: NonNegativeInt = 0
 
 
@@ -166,6 +166,8 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
     problems: list[str] = []
     recipes: dict[str, Recipe] = {}
     changes = _settings(settings, problems)
+    if not isinstance(variants, dict):
+        problems.append(f"{_at(lines, ('variants',), '')}variants: a table of variants was expected; got {variants!r}")
     for name, change in variants.items() if isinstance(variants, dict) and variants else [("", {})]:
         merged = copy.deepcopy({key: value for key, value in data.items() if key != "variants"})
         if name:

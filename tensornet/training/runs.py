@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from safetensors.torch import save
 from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
-from tensornet.data.images import Images
+from tensornet.data.images import Images, check_readable
 from tensornet.data.sources import Split, read_domain
 from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
@@ -40,8 +41,13 @@ class Run:
 
     @property
     def label(self) -> str:
-        """For people and file names."""
-        return "-".join(part for part in (self.variant, self.task.name, f"seed{self.seed}") if part)
+        """For people."""
+        return " ".join(part for part in (self.variant, self.task.name, f"seed {self.seed}") if part)
+
+    @property
+    def place(self) -> Path:
+        """For files: a folder for each name, so that no two runs share one."""
+        return Path(self.variant, self.task.name, f"seed-{self.seed}")
 
     @property
     def digest(self) -> str:
@@ -105,12 +111,14 @@ class Grid:
         ]
         for variant, recipe in {run.variant: run.recipe for run in self.runs}.items():
             try:
-                self.network(recipe)
+                _try(self.network(recipe), recipe)
             except TensornetError as error:
                 problems.append(f"{f'variant {variant}: ' if variant else ''}{error}")
         for entry in dict.fromkeys(run.task for run in self.runs):
             try:
                 self._splits[entry] = self._read(entry)
+                for split in self._splits[entry]:
+                    check_readable(split)
             except TensornetError as error:
                 problems.append(f"task {entry.name}: {error}")
         if problems:
@@ -164,7 +172,7 @@ class Grid:
         whole = recipe.train.method == "full"
         model = net.merged(task.name) if whole else net
         trained: nn.Module = model if whole else task
-        checkpoints = self.out / "checkpoints" / run.label / run.digest
+        checkpoints = self.out / "checkpoints" / run.place / run.digest
         fitted = fit(
             model, trained, train, test, recipe.train, recipe.input, run.seed, checkpoints=checkpoints, progress=progress
         )
@@ -230,7 +238,7 @@ class Grid:
             yield row
 
     def _record(self, run: Run) -> Path:
-        return self.out / "runs" / f"{run.label}.json"
+        return (self.out / "runs" / run.place).with_suffix(".json")
 
     def _decoded(self, run: Run) -> tuple[Images, Images]:
         """The images of a task; those of the last task are kept."""
@@ -258,6 +266,23 @@ def _head(net: AdaptedNetwork, classes: int) -> nn.Linear:
     if not isinstance(own, nn.Linear):
         raise RecipeError("this backbone", [f"its head {net.head_path!r} is no linear layer; set adapt.head to one"])
     return nn.Linear(own.in_features, classes)
+
+
+def _try(net: AdaptedNetwork, recipe: Recipe) -> None:
+    """One image through the network, so that what cannot work is known before the first training."""
+    net.add_task("trial", _head(net, 2))
+    net.set_task("trial")
+    try:
+        with torch.no_grad():
+            output = net.eval()(torch.zeros(1, 3, recipe.input.size, recipe.input.size))
+    except Exception as error:  # code of others: whatever it raises is the reason
+        size = recipe.input.size
+        raise RecipeError("this backbone", [f"it fails on an image of {size}×{size} pixels: {error}"]) from error
+    if not isinstance(output, torch.Tensor) or output.shape != (1, 2):
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise RecipeError(
+            "this backbone", [f"one image and a head of two classes should give the shape (1, 2); got {shape}"]
+        )
 
 
 def _whole_counts(model: nn.Module, net: AdaptedNetwork) -> dict[str, int]:

@@ -19,3 +19,25 @@ def tiny(pretrained=False, classes=5):
         nn.Flatten(),
         nn.Linear(32, classes),
     )
+
+
+def images_only(pretrained=False):
+    """Too deep for small images."""
+    from torch import nn
+
+    return nn.Sequential(nn.Conv2d(3, 4, 9), nn.Conv2d(4, 4, 9), nn.Flatten(), nn.Linear(4, 5))
+
+
+def dictionary(pretrained=False):
+    """Answers with a dict."""
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return {"logits": self.fc(self.f(x).mean((2, 3)))}
+
+    return Net()

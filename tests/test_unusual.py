@@ -1,0 +1,395 @@
+"""Backbones and heads that are built otherwise than most, and calls that meet them."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import tensornet as tn
+from tensornet.errors import (
+    BackboneError,
+    ConfigError,
+    NonFiniteError,
+    ShapeError,
+    StateError,
+    TargetError,
+    UnknownNameError,
+)
+from tests.toys import trained
+
+
+def adapted(backbone, width=8, classes=3, **config):
+    net = tn.adapt(backbone.eval(), tn.AdaptConfig(**({"rank": 2} | config)))
+    for seed, name in enumerate("ab"):
+        trained(net.add_task(name, None if width is None else nn.Linear(width, classes + seed)), seed=seed)
+    return net
+
+
+def check_rows(net, x, names=("a", "b", "a", None), **options):
+    rows = net(x, tasks=list(names), **options)
+    for i, name in enumerate(names):
+        with net.task(name):
+            torch.testing.assert_close(rows[i], net(x, **options)[i], rtol=1e-4, atol=1e-5)
+
+
+def check_forward_tasks(net, x):
+    before = x.clone()
+    outputs = net.forward_tasks(x, ["a", "b"])
+    assert torch.equal(x, before), "the input stays as it was"
+    for name, y in outputs.items():
+        with net.task(name):
+            torch.testing.assert_close(y, net(x.clone()), rtol=1e-4, atol=1e-5)
+
+
+def net_of(**parts):
+    """A module with these parts whose forward is the one called `call`."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, part in parts.items():
+                if name != "call":
+                    setattr(self, name, part)
+
+        def forward(self, *args, **kwargs):
+            return parts["call"](self, *args, **kwargs)
+
+    return Net()
+
+
+@pytest.mark.parametrize("shared", ["layer", "norm", "alias of the head"])
+def test_a_module_at_two_places(shared):
+    if shared == "layer":
+        block = nn.Linear(6, 6)
+        backbone = nn.Sequential(block, nn.Tanh(), block, nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    elif shared == "norm":
+        norm = nn.BatchNorm1d(8)
+        backbone = nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 8), norm, nn.Linear(8, 5))
+    else:
+        head = nn.Linear(8, 5)
+        backbone = net_of(f=nn.Linear(6, 8), fc=head, classifier=head, call=lambda s, x: s.classifier(F.relu(s.f(x))))
+    net = adapted(backbone)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    x = torch.randn(4, 6)
+    check_rows(net, x)
+    check_forward_tasks(net, x)
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+    for name in "ab":
+        with net.task(name):
+            torch.testing.assert_close(net.merged(name).eval()(x), net(x))
+
+
+def test_the_probe_leaves_nothing_behind():
+    def call(self, x):
+        z = self.f(x)
+        if self.pos is None or self.pos.shape[0] != x.shape[1]:
+            self.pos = torch.arange(x.shape[1], device=x.device).float()[:, None]
+        return self.fc((z + self.pos).mean(1))
+
+    net = adapted(net_of(f=nn.Linear(6, 8), fc=nn.Linear(8, 5), pos=None, call=call))
+    calls = []
+    net.backbone.f.register_forward_hook(lambda module, inputs, output: calls.append(output.device.type))
+    check_rows(net, torch.randn(4, 4, 6))
+    assert set(calls) == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Linear(8, 8), nn.Linear(8, 3)),
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))),
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3)),
+    ],
+)
+def test_buffers_never_move(backbone):
+    net = tn.adapt(backbone(), tn.AdaptConfig(rank=1, head="1" if len(list(backbone())) == 2 else None))
+    net.add_task("a")
+    for name in (None, "a"):
+        net.set_task(name)
+        net.train()
+        before = net.identity()
+        net(torch.randn(8, 6))
+        assert net.identity() == before
+
+
+def test_forwards_that_were_replaced():
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Identity(), nn.Linear(8, 5))
+    backbone[1].forward = lambda x: x * 2
+    net = adapted(backbone)
+    x = torch.randn(4, 6)
+    y = net(x)
+    check_forward_tasks(net, x)
+    assert torch.equal(net(x), y)
+    replaced = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 5))
+    replaced[1].forward = lambda x: x
+    with pytest.raises(StateError, match="replaced the forward"):
+        tn.adapt(replaced)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s, x: s.fc(torch.mul(*F.relu(s.f(torch.cat([x, x.flip(1)]))).chunk(2))),
+        lambda s, x: s.fc(s.f(x.repeat_interleave(2, 0)).view(-1, 2, 8).mean(1)),
+        lambda s, x: F.softmax(s.fc(F.relu(s.f(x))), -1),
+        lambda s, x: s.fc(F.relu(F.linear(x, F.normalize(s.f.weight), s.f.bias))),
+        lambda s, x: s.fc(torch.cat([s.f(part) for part in x.split(1)])),
+    ],
+    ids=["stacked", "repeated", "softmax after the head", "weight read outside", "split"],
+)
+def test_networks_whose_rows_move(call):
+    net = adapted(net_of(f=nn.Linear(6, 8), fc=nn.Linear(8, 5), call=call))
+    x = torch.randn(4, 6)
+    check_rows(net, x)
+    check_rows(net, x, ("a", None, None, "a"))
+    check_forward_tasks(net, x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_prefixes_and_inputs_that_are_edited_in_place(mode):
+    def call(self, x):
+        x.sub_(1.0)
+        x = self.patch(x)
+        x += 1
+        return self.fc((x + self.b(x)).mean((2, 3)))
+
+    parts = {"patch": nn.Conv2d(3, 8, 4, 4), "b": nn.Conv2d(8, 8, 3, padding=1), "fc": nn.Linear(8, 5)}
+    net = adapted(net_of(**parts, call=call), exclude=["patch"])
+    with mode():
+        check_forward_tasks(net, torch.randn(2, 3, 8, 8))
+
+
+def test_attention_whose_output_projection_alone_is_adapted():
+    parts = {"attn": nn.MultiheadAttention(8, 2, batch_first=True), "fc": nn.Linear(8, 5)}
+    net = adapted(net_of(**parts, call=lambda s, x: s.fc(s.attn(x, x, x)[0].mean(1))), targets=["out_proj"])
+    check_forward_tasks(net, torch.randn(2, 4, 8))
+    check_rows(net, torch.randn(4, 4, 8))
+
+
+def test_blocks_that_are_called_norms_are_not_norms():
+    class PreNormBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+            self.norm, self.fc1 = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x + self.gain * self.fc1(self.norm(x))
+
+    class NormLinear(nn.Linear):
+        pass
+
+    net = tn.adapt(nn.Sequential(NormLinear(6, 8), PreNormBlock(), nn.Linear(8, 3)).eval(), tn.AdaptConfig(rank=1))
+    assert set(net.add_task("a").own_norms()) == {"1.norm"}
+    x = torch.randn(3, 6)
+    y = net(x)
+    trained(net["a"])
+    net.set_task("a")
+    net.add_task("b")
+    net.set_task("b")
+    assert torch.equal(net(x), y), "a task that is added while another is set is new all the same"
+
+
+def test_hooks_of_a_norm_run_once():
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
+    backbone[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    net = tn.adapt(backbone, tn.AdaptConfig(rank=1))
+    x = torch.randn(3, 6)
+    y = net(x)
+    net.add_task("a")
+    net.set_task("a")
+    assert torch.equal(net(x), y)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: (lambda act: nn.Sequential(nn.Linear(8, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 3)))(nn.ReLU()),
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.GELU("tanh"), nn.LayerNorm(8, bias=False), nn.Linear(8, 3, bias=False)),
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=0.01, affine=False), nn.Tanh(), nn.Linear(8, 3)),
+        lambda: nn.Sequential(nn.LayerNorm(8, elementwise_affine=False), nn.Dropout(0.3), nn.Linear(8, 3)),
+    ],
+)
+def test_heads_are_rebuilt_as_they_were(head, tmp_path):
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval(), tn.AdaptConfig(rank=1))
+    trained(net.add_task("a", head()))
+    net.save_task("a", tmp_path / "a")
+    net.load_task(tmp_path / "a", "b")
+    assert repr(net["a"].head) == repr(net["b"].head)
+    x = torch.randn(3, 6)
+    net.eval()
+    with net.task("a"):
+        y = net(x)
+    with net.task("b"):
+        assert torch.equal(net(x), y)
+
+
+def test_a_head_with_shared_parameters_is_not_rebuilt(tmp_path):
+    layer = nn.Linear(8, 8)
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval(), tn.AdaptConfig(rank=1))
+    net.add_task("a", nn.Sequential(layer, nn.Tanh(), layer))
+    net.save_task("a", tmp_path / "a")
+    with pytest.raises(tn.TensornetError, match="pass head="):
+        net.load_task(tmp_path / "a", "b")
+
+
+def test_a_task_that_uses_the_backbones_head_needs_that_head(tmp_path):
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)), tn.AdaptConfig(rank=1))
+    net.add_task("a")
+    net.save_task("a", tmp_path / "a")
+    with torch.no_grad():
+        net.backbone[2].weight.mul_(2)
+    with pytest.raises(tn.TensornetError, match="own head, which has other values"):
+        net.load_task(tmp_path / "a", "b")
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("norms", ["task", "shared"])
+def test_batch_norms_without_running_statistics(affine, norms):
+    norm = nn.BatchNorm1d(8, affine=affine, track_running_stats=False)
+    net = adapted(nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 5)), norms=norms)
+    x = torch.randn(6, 6)
+    names = ["a", "b", "a", "b", "b", "a"]
+    rows = net(x, tasks=names)
+    for name in "ab":
+        index = [i for i, n in enumerate(names) if n == name]
+        with net.task(name):
+            torch.testing.assert_close(torch.stack([rows[i] for i in index]), net(x[index]))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("several", ["mixed", "forward_tasks"])
+def test_checkpointing_with_several_tasks_says_that_it_cannot(reentrant, several):
+    def call(self, x):
+        return self.fc(checkpoint(self.f, x, use_reentrant=reentrant))
+
+    net = adapted(net_of(f=nn.Linear(6, 8), fc=nn.Linear(8, 5), call=call))
+    x = torch.randn(2, 6, requires_grad=True)
+    y = net(x, tasks=["a", "b"]) if several == "mixed" else list(net.forward_tasks(x, ["a", "b"]).values())
+    with pytest.raises(StateError, match="activation checkpointing"):
+        sum(row.sum() for row in y).backward()
+    with net.task("a"):
+        net(x).sum().backward()
+
+
+def test_weights_that_are_standardised():
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            weight = (weight - weight.mean()) / weight.std()
+            return super()._conv_forward(x, weight, bias)
+
+    net = adapted(nn.Sequential(Standardised(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)))
+    x = torch.randn(4, 3, 6, 6)
+    check_rows(net, x)
+    net.set_task("a")
+    y = net(x)
+    net.path = "activations"
+    torch.testing.assert_close(net(x), y)
+
+
+def test_layers_that_are_called_by_keyword():
+    net = adapted(net_of(f=nn.Linear(6, 8), fc=nn.Linear(8, 5), call=lambda s, x: s.fc(s.f(input=x))))
+    x = torch.randn(4, 6)
+    net.set_task("a")
+    y = net(x)
+    net.path = "activations"
+    torch.testing.assert_close(net(x), y)
+    check_rows(net, x)
+
+
+def test_pickles_and_copies():
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
+    net.set_task("a")
+    x = torch.randn(3, 6)
+    for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert torch.equal(other(x), net(x))
+        other.set_task("b")
+        assert not torch.equal(other(x)[:, :3], net(x))
+
+
+def test_a_refused_backbone_can_be_repaired_and_adapted():
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
+    with torch.no_grad():
+        backbone[0].weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError):
+        tn.adapt(backbone)
+    with torch.no_grad():
+        backbone[0].weight[0, 0] = 0
+    tn.adapt(backbone).add_task("a")
+
+
+def test_a_head_of_several_layers_has_no_deltas_inside():
+    head = nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), head), tn.AdaptConfig(rank=1, head="1"))
+    assert list(net.add_task("a", nn.Linear(8, 2)).plans) == ["0"]
+
+
+def test_heads_that_answer_otherwise():
+    class Dictionary(nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)).eval(), tn.AdaptConfig(rank=1))
+    net.add_task("a", Dictionary(8, 3))
+    net.add_task("b", nn.Sequential(nn.Linear(8, 6), nn.Unflatten(1, (2, 3))))
+    rows = net(torch.randn(3, 6), tasks=["a", "b", None])
+    assert rows[0]["logits"].shape == (3,)
+    assert [rows[1].shape, rows[2].shape] == [(2, 3), (5,)]
+
+
+def test_heads_are_not_shared():
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), tn.AdaptConfig(rank=1))
+    head = nn.Linear(8, 3)
+    net.add_task("a", head)
+    for taken in (head, net.backbone[1]):
+        with pytest.raises(StateError, match="pass a copy"):
+            net.add_task("b", taken)
+    net.add_task("b", copy.deepcopy(head))
+
+
+def test_masks_of_infinity_in_a_head_are_kept(tmp_path):
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 3)
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0]))
+
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), tn.AdaptConfig(rank=1))
+    net.add_task("a", Masked())
+    net.save_task("a", tmp_path / "a")
+    assert net.load_task(tmp_path / "a", "b", head=Masked()).head.mask[1] == float("-inf")
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda net, m: tn.adapt(m, {"rank": 4}), ConfigError),
+        (lambda net, m: tn.adapt(nn.Linear), BackboneError),
+        (lambda net, m: tn.adapt("resnet18"), BackboneError),
+        (lambda net, m: net.add_task("c", config={"rank": 2}), ConfigError),
+        (lambda net, m: net.add_task("c", 7), ShapeError),
+        (lambda net, m: net.add_task("c", nn.Linear), ShapeError),
+        (lambda net, m: net.add_task("c", tn.AdaptConfig()), ShapeError),
+        (lambda net, m: net.add_task("c", nn.Linear(8, 3).double()), ShapeError),
+        (lambda net, m: net["a"].delta("nope"), UnknownNameError),
+        (lambda net, m: net(torch.randn(2, 6), tasks=3), ShapeError),
+        (lambda net, m: net(torch.randn(2, 6), tasks="ab"), ShapeError),
+        (lambda net, m: net(torch.randn(2, 6), tasks=[["a"], ["a"]]), ShapeError),
+        (lambda net, m: net.forward_tasks(torch.randn(2, 6), None), ShapeError),
+        (lambda net, m: tn.AdaptConfig.from_json(None), ConfigError),
+        (lambda net, m: net.save_task("a", "x" * 300), tn.TensornetError),
+        (lambda net, m: net.load_task("x" * 300), tn.TensornetError),
+        (lambda net, m: net.save_task("a", "a\0b"), tn.TensornetError),
+        (lambda net, m: tn.adapt(nn.Sequential(nn.Linear(3, 3), nn.LazyBatchNorm1d(), nn.Linear(3, 3))), TargetError),
+    ],
+)
+def test_mistakes_are_named(call, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)))
+    with pytest.raises(error) as caught:
+        call(net, nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)))
+    assert isinstance(caught.value, tn.TensornetError)
+    assert net.tasks == ("a", "b")
