@@ -91,7 +91,7 @@ def texture(digit: str, font: Path, rng: np.random.Generator) -> Pixels:
     def cloth(colour: Pixels) -> Pixels:
         noise = Image.fromarray((rng.random((SIZE, SIZE, 3)) * 255).astype(np.uint8))
         rough = np.asarray(noise.filter(ImageFilter.GaussianBlur(0.7)), dtype=np.float64) / 255 - 0.5
-        return np.clip(colour + 0.6 * rough, 0, 1)
+        return np.clip(colour + 0.4 * rough, 0, 1)
 
     ink = rng.random(3)
     paper = (ink + rng.choice([-1, 1], 3) * rng.uniform(0.4, 0.6, 3)) % 1
