@@ -40,6 +40,11 @@ class Count:
         return self.total / self.base
 
 
+def parameters_outside(backbone: nn.Module, head: str | None) -> int:
+    """Parameters of a backbone without its own head: what the share of a task is taken of."""
+    return sum(p.numel() for name, p in backbone.named_parameters() if head is None or not name.startswith(head + "."))
+
+
 def count_tasks(backbone: nn.Module, config: AdaptConfig, tasks: int = 1) -> Count:
     """What ``tasks`` tasks of ``config`` add to ``backbone``; heads are not counted.
 

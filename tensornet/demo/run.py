@@ -13,6 +13,7 @@ from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.config import AdaptConfig
+from tensornet.counting import parameters_outside
 from tensornet.data.images import Images
 from tensornet.demo.backbone import SmallResNet
 from tensornet.demo.digits import DOMAINS, SIZE, handwritten, printed, rendered
@@ -80,7 +81,7 @@ def _adapted(state: dict[str, Any], name: str, method: str, train: Images, test:
     backbone = SmallResNet()
     backbone.load_state_dict(state)
     net = adapt(backbone, config, name="python:tensornet.demo.backbone:SmallResNet")
-    size = sum(p.numel() for p in backbone.parameters())
+    size = parameters_outside(backbone, net.head_path)
     L.seed_everything(1, verbose=False)
     task = net.add_task(name, nn.Linear(64, 10))
     net.set_task(name)

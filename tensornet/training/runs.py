@@ -17,6 +17,7 @@ from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
+from tensornet.counting import parameters_outside
 from tensornet.data.images import Images, check_readable
 from tensornet.data.sources import Split, read_domain
 from tensornet.errors import RecipeError, TensornetError, near
@@ -165,7 +166,7 @@ class Grid:
         recipe = run.recipe
         train, test = self._decoded(run)
         net = self.network(recipe)
-        size = sum(p.numel() for p in net.backbone.parameters())
+        size = parameters_outside(net.backbone, net.head_path)
         L.seed_everything(run.seed, verbose=False)
         task = net.add_task(run.task.name, head=_head(net, len(train.split.classes)))
         net.set_task(task.name)
