@@ -98,7 +98,9 @@ class AttachedFrozen(Attached):
     """An attached layer that owns buffers: in eval mode whatever happens, so that its running statistics never move."""
 
     def train(self, mode: bool = True) -> AttachedFrozen:
-        return super().train(False)
+        super().train(mode)
+        self.training = False  # its own mode only: a dropout inside it follows the network
+        return self
 
 
 def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool = False, head: bool = False) -> None:
@@ -123,7 +125,7 @@ def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool 
     module.__class__ = _attached_class(base, parameters, frozen)  # type: ignore[arg-type]
     slot.is_head = slot.is_head or head
     if frozen:
-        module.eval()
+        module.training = False
 
 
 def detach(module: nn.Module) -> None:

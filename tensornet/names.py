@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from torch import nn
 
-from tensornet.errors import NameTakenError
+from tensornet.errors import NameTakenError, ShapeError
 
 _TASK = re.compile(r"\w(?:[\w.+ -]{0,98}[\w+])?")
 _ESCAPES = {"~": "~0", "/": "~1", ".": "/"}
@@ -25,6 +26,21 @@ def check_task_name(name: object) -> str:
             "and end with a letter or digit; a task is also a folder"
         )
     return name
+
+
+def row_names(tasks: object) -> list[str | None]:
+    """Names of tasks, one per row of a batch, as a list; None is the untouched backbone.
+
+    Raises:
+        ShapeError: it is not a list of names.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+        raise ShapeError(f"tasks must be a list of names; got {tasks!r}")
+    names = list(tasks)
+    for name in names:
+        if name is not None and not isinstance(name, str):
+            raise ShapeError(f"tasks must be a list of names; it holds {name!r}")
+    return names
 
 
 def to_key(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from torch import nn
 from tensornet.attach import Attached
 from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig, check_config
-from tensornet.errors import BackboneError, ConfigError, NameTakenError, ShapeError, StateError, UnknownNameError
+from tensornet.errors import BackboneError, ConfigError, NameTakenError, StateError, UnknownNameError
 from tensornet.files import read_task, write_task
-from tensornet.fingerprint import fingerprint
+from tensornet.fingerprint import Identity
 from tensornet.fitting import check_fit, check_head, fitted_task, new_decomposition
 from tensornet.merge import merged_copy
 from tensornet.mixed import MixedBatch
-from tensornet.names import check_task_name, from_key, to_key
+from tensornet.names import check_task_name, from_key, row_names, to_key
 from tensornet.norms import find_norms, own_copy, task_norms
 from tensornet.plan import plan
 from tensornet.prefix import Prefix, cloned, versions_counted
@@ -77,11 +77,9 @@ class AdaptedNetwork(nn.Module):
         self._tasks = nn.ModuleDict()
         self._active: str | None = None
         self._path = "auto"
-        self._identity: tuple[Any, dict[str, str]] | None = None
+        self._identity = Identity(backbone, self.head_path)
         self._mixed = MixedBatch(backbone, self._slots)
         self._attention = SlowAttention(backbone)
-
-    # ---- tasks -------------------------------------------------------------------------------------------------------
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -117,7 +115,7 @@ class AdaptedNetwork(nn.Module):
             NameTakenError: the name is taken, or cannot be a name.
             ShapeError: the head's input width is not the backbone's.
             StateError: the head belongs to the backbone or to another task.
-        ConfigError, TargetError, RankError: the config does not suit the backbone.
+            ConfigError, TargetError, RankError: the config does not suit the backbone.
         """
         self._check_new(name)
         plans, config = self.plans, config or self.config
@@ -180,8 +178,6 @@ class AdaptedNetwork(nn.Module):
         self._path = path
         self.set_task(self._active)
 
-    # ---- computing ---------------------------------------------------------------------------------------------------
-
     def forward(self, *args: Any, tasks: Sequence[str | None] | None = None, **kwargs: Any) -> Any:
         """The backbone with the task that is set, or with one task per row.
 
@@ -198,7 +194,7 @@ class AdaptedNetwork(nn.Module):
             UnknownNameError: a name is not a task.
         """
         if tasks is not None:
-            return self._rows(_names(tasks), args, kwargs)
+            return self._rows(row_names(tasks), args, kwargs)
         with self._attention.path():
             return self.backbone(*args, **kwargs)
 
@@ -211,9 +207,9 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: a name is not a task.
         """
-        names = list(dict.fromkeys(_names(tasks)))
+        names = list(dict.fromkeys(row_names(tasks)))
         prefix = Prefix(self.backbone, self._slots.touched([self._contents(name) for name in names]))
-        outputs = {}
+        outputs: dict[Any, Any] = {}
         with versions_counted():
             for name in names:
                 inputs, options = cloned((x, kwargs))  # a network may edit its input in place
@@ -235,8 +231,6 @@ class AdaptedNetwork(nn.Module):
             self.set_task(before)
             if torch.is_grad_enabled():
                 self._slots.remember_several_tasks()
-
-    # ---- shipping ----------------------------------------------------------------------------------------------------
 
     def merged(self, name: str | None) -> nn.Module:
         """An ordinary copy of the backbone that computes one task, nothing of this package in it.
@@ -281,11 +275,7 @@ class AdaptedNetwork(nn.Module):
 
     def identity(self) -> dict[str, str]:
         """The fingerprint of the backbone; computed afresh only where one of its tensors changed."""
-        held = [*self.backbone.parameters(), *self.backbone.buffers()]
-        state = [(t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in held]
-        if self._identity is None or self._identity[0] != state:
-            self._identity = (state, fingerprint(self.backbone, self.head_path))
-        return self._identity[1]
+        return self._identity.hashes()
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters the backbone and each task have."""
@@ -299,8 +289,6 @@ class AdaptedNetwork(nn.Module):
         title = f"AdaptedNetwork({self.backbone_name}: {base:,} parameters; {active} is set"
         return "\n".join([title, *(lines or ["  no task yet"])]) + ")"
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
-
     def _contents(self, name: str | None) -> Contents:
         return {} if name is None else self[name].contents()
 
@@ -311,13 +299,3 @@ class AdaptedNetwork(nn.Module):
     def _adopt(self, task: Task) -> Task:
         self._tasks[to_key(task.name)] = task.train(self.training)
         return task
-
-
-def _names(tasks: Any) -> list[Any]:
-    if isinstance(tasks, str) or not isinstance(tasks, Iterable):
-        raise ShapeError(f"tasks must be a list of names; got {tasks!r}")
-    names = list(tasks)
-    for name in names:
-        if name is not None and not isinstance(name, str):
-            raise ShapeError(f"tasks must be a list of names; it holds {name!r}")
-    return names

@@ -31,6 +31,7 @@ class Slots:
         self.backbone = backbone
         self.head = head
         self.modules: dict[str, Attached] = {}
+        self._admitted: set[tuple[str, str]] = set()
         for path in [*norms, *([head] if head is not None else [])]:
             module = backbone.get_submodule(path)
             if "forward" in vars(module):
@@ -50,12 +51,13 @@ class Slots:
         Raises:
             NonFiniteError: such a weight holds NaN or infinity; nothing is attached.
         """
+        plans = [plan for plan in plans if not self._admitted.issuperset(_places(plan))]
         check_finite(self.backbone, plans)
         parameters: dict[str, list[str]] = {}
         for plan in plans:
-            for member in plan.fold.members:
-                for path, parameter in member.target.places:
-                    parameters.setdefault(path, []).append(parameter)
+            self._admitted |= _places(plan)
+            for path, parameter in sorted(_places(plan)):
+                parameters.setdefault(path, []).append(parameter)
         for path, names in parameters.items():
             self._attach(path, tuple(names))
 
@@ -110,6 +112,11 @@ def check_finite(backbone: nn.Module, plans: Sequence[TensorPlan]) -> None:
             if weight is not None and not weight.is_meta and not torch.isfinite(weight).all():
                 where = f"{member.target.module}: '{member.target.parameter}'"
                 raise NonFiniteError(f"{where} holds NaN or infinity; repair or reload the backbone first")
+
+
+def _places(plan: TensorPlan) -> set[tuple[str, str]]:
+    """Every (module, parameter) that a tensor changes."""
+    return {place for member in plan.fold.members for place in member.target.places}
 
 
 def _is_scripted(module: nn.Module) -> bool:

@@ -116,6 +116,30 @@ def test_buffers_never_move(backbone):
         assert net.identity() == before
 
 
+def test_only_the_owner_of_a_buffer_stays_in_eval_mode():
+    class Embedding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.drop, self.fc = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+            self.register_buffer("position", torch.zeros(8))
+
+        def forward(self, x):
+            return self.fc(self.drop(self.f(x) + self.position))
+
+    for backbone in (Embedding(), nn.Sequential(Embedding(), nn.Linear(3, 3))):
+        net = tn.adapt(backbone, tn.AdaptConfig(rank=1))
+        net.add_task("a")
+        for mode in (True, False):
+            net.train(mode)
+            dropouts = [m.training for m in net.modules() if isinstance(m, nn.Dropout)]
+            assert dropouts == [mode]
+        plain = net.merged("a")
+        assert not any("_slot" in vars(m) for m in plain.modules())
+        net.eval()
+        torch.testing.assert_close(plain.eval()(torch.ones(2, 6)), net(torch.ones(2, 6)))
+        assert len(net(torch.ones(2, 6), tasks=["a", None])) == 2
+
+
 def test_forwards_that_were_replaced():
     backbone = nn.Sequential(nn.Linear(6, 8), nn.Identity(), nn.Linear(8, 5))
     backbone[1].forward = lambda x: x * 2
