@@ -23,7 +23,7 @@ def run_commands(example):
             if not DATA.is_dir():
                 pytest.skip(f"no real data at {DATA}")
             line += " --check" if line.startswith("tensornet train") else ""
-        environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "DATA": str(DATA)}
+        environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "DATA": str(DATA), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise AssertionError(f"{line}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")

@@ -52,7 +52,7 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
             console.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on where it stopped")
+            console.print("interrupted" + ("; the same command goes on where it stopped" if verb is train else ""))
             raise typer.Exit(130) from None
 
     return run

@@ -1,18 +1,21 @@
 """Settings of the suite, and the real architectures where they can be imported."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.library import Library
 
 VISION = Path(sys.prefix) / "vision"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 settings.register_profile("fast", max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("fast")
-torch.set_num_threads(1)  # the suite runs in one process per core
+torch.set_num_threads(1)  # the suite runs in one process per core, and so do the commands that it runs
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser):
@@ -33,7 +36,7 @@ def torchvision():
     if VISION.is_dir() and str(VISION) not in sys.path:
         sys.path.append(str(VISION))
     try:
-        library = torch.library.Library("torchvision", "DEF")
+        library = Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         torch._tensornet_tests_keep = library

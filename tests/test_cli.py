@@ -1,5 +1,6 @@
 """The command line as a user runs it."""
 
+import functools
 import json
 import os
 import signal
@@ -136,12 +137,18 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(trained_run, data_r
 def test_ctrl_c_says_so_and_leaves_nothing_half_written(data_root, tmp_path):
     command = [sys.executable, "-m", "tensornet.cli", "train", str(data_root / "recipe.toml"), "--data", str(data_root)]
     command += ["--out", str(tmp_path), "--set", "train.epochs=2000", "--task", "folders"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    heeded = functools.partial(
+        signal.signal, signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job would not
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heeded)
     deadline = time.time() + 60
     while not list((tmp_path / "checkpoints").rglob("last.ckpt")) and time.time() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "the same command goes on" in said
     assert "Traceback" not in said
