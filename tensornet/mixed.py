@@ -72,7 +72,7 @@ class MixedBatch:
             with self.slots.routed(every, router):
                 output = self.backbone(*args, **kwargs)
         except Unroutable:
-            if self.backbone.training:  # statistics may have moved: computing again would move them twice
+            if _learning(every):  # statistics may have moved: computing again would move them twice
                 raise
             return None
         if router.head_parts is not None and output is router.head_output:
@@ -94,12 +94,17 @@ class MixedBatch:
         leaves = tree_flatten((args, kwargs))[0]
         inputs = tuple((tuple(x.shape[1:]), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
         touched = tuple(id(module) for module in self.slots.touched(every))
-        key = (inputs, touched, self.backbone.training)
+        key = (inputs, touched, _learning(every))
         if key not in self._routes:
             self._routes[key] = probe(self.backbone, self.slots, every, args, kwargs)
         routable, head_last = self._routes[key]
         heads = {_head_of(contents, self.slots.head) for contents in every}
         return routable and (head_last or len(heads) == 1)
+
+
+def _learning(every: Sequence[Contents]) -> bool:
+    """Whether a norm or a head of these tasks is in train mode."""
+    return any(c.replacement is not None and c.replacement.training for contents in every for c in contents.values())
 
 
 def _head_of(contents: Contents, head: str | None) -> int | None:

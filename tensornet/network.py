@@ -222,7 +222,6 @@ class AdaptedNetwork(nn.Module):
     def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         contents = {name: self._contents(name) for name in dict.fromkeys(names)}
         before = self._active
-        self.set_task(None)
         self._attention.require(True)
         try:
             with self._attention.path():
@@ -279,8 +278,8 @@ class AdaptedNetwork(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters the backbone and each task have."""
-        counts = {"backbone": sum(p.numel() for p in self.backbone.parameters())}
-        return counts | {name: self[name].parameter_counts()["total"] for name in self.tasks}
+        own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
+        return {"backbone": sum(p.numel() for p in self.backbone.parameters())} | own
 
     def __repr__(self) -> str:
         base, *own = self.parameter_counts().values()
