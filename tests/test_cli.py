@@ -289,6 +289,7 @@ def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
         (("size = 12", "size = 12\n[[tasks]]"), "line"),
         (("pad = 1", "pad = 1\nseeds = []"), "at least 1 item"),
         (("[backbone]", "variants = 3\n[backbone]"), "a table of variants was expected"),
+        (("[backbone]", "[variants.tasks]\n[backbone]"), "a run has a folder of that name"),
         (('source = "hub:hub:tiny"', 'source = "hub:hub:images_only"'), "it fails on an image of 12×12 pixels"),
         (('source = "hub:hub:tiny"', 'source = "hub:hub:dictionary"'), "should give the shape (1, 2); got dict"),
         (('data = "parquet"', 'data = "broken"'), "1 of 6 images cannot be read"),

@@ -27,6 +27,8 @@ from tensornet.config import AdaptConfig
 from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.names import check_task_name
 
+_FOLDERS = ("tasks", "models", "runs", "checkpoints")
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -175,6 +177,8 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
                 check_task_name(name)
             except TensornetError as error:
                 problems.append(f"variants.{name}: {error}")
+            if name in _FOLDERS:
+                problems.append(f"variants.{name}: a run has a folder of that name; choose another")
         for one in (change, *changes):
             if isinstance(one, dict):
                 _overlay(merged, one)
