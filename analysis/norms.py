@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -9,7 +10,6 @@ from typing import get_args
 import pandas as pd
 
 from analysis.kinds import Kind
-from tensornet.delta import Delta
 from tensornet.errors import ConfigError, TaskFileError
 from tensornet.files import TaskFile, read_task
 
@@ -42,13 +42,10 @@ def norms(tasks: Sequence[str | Path] | str | Path, kind: Kind = "delta") -> pd.
     for path, file in files:
         label = file.name if names.count(file.name) == 1 else str(path)
         columns[label] = {}
-        for plan, module in file.tensors:
-            records = {m.target().name: m.norm for m in file.record.tensors[plan.fold.name].members}
-            for member in plan.fold.members:
-                target = member.target
-                norm = Delta(module, plan.fold, member, plan.scale).norm().item()
-                columns[label][target.name] = _MEASURES[kind](norm, records[target.name], _size(target.shape))
-                order[target.name] = target.order
+        for _, delta, record in file.deltas():
+            target = delta.target
+            columns[label][target.name] = _MEASURES[kind](delta.norm().item(), record.norm, math.prod(target.shape))
+            order[target.name] = target.order
     table = pd.DataFrame(columns).reindex(sorted(order, key=lambda name: order[name]))
     table.index.name = "layer"
     return table
@@ -59,13 +56,6 @@ _MEASURES: dict[str, Callable[[float, float, int], float]] = {
     "relative": lambda delta, weight, size: delta / weight if weight else float("nan"),
     "per_parameter": lambda delta, weight, size: delta / size**0.5,
 }
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _check(files: Sequence[tuple[Path, TaskFile]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,23 @@ from tensornet.atomic import write_folder
 from tensornet.card import card
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
+from tensornet.delta import Delta
 from tensornet.errors import ConfigError, NonFiniteError, ShapeError, TaskFileError
 from tensornet.fingerprint import DTYPES, head_fingerprint
 from tensornet.heads import describe
 from tensornet.names import check_task_name
 from tensornet.plan import TensorPlan
-from tensornet.records import FORMAT, VERSION, BackboneRecord, TaskRecord, content_hash, parse, plans_of, record_of
+from tensornet.records import (
+    FORMAT,
+    VERSION,
+    BackboneRecord,
+    MemberRecord,
+    TaskRecord,
+    content_hash,
+    parse,
+    plans_of,
+    record_of,
+)
 from tensornet.task import Task
 
 JSON, TENSORS, CARD = "task.json", "task.safetensors", "README.md"
@@ -47,6 +58,12 @@ class TaskFile:
     tensors: tuple[tuple[TensorPlan, Decomposition], ...]
     norms: Mapping[str, Mapping[str, Tensor]]
     head: Mapping[str, Tensor]
+
+    def deltas(self) -> Iterator[tuple[TensorPlan, Delta, MemberRecord]]:
+        """The delta of every weight, its tensor, and what the record says of the weight."""
+        for plan, module in self.tensors:
+            for member, record in zip(plan.fold.members, self.record.tensors[plan.fold.name].members, strict=True):
+                yield plan, Delta(module, plan.fold, member, plan.scale), record
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of deltas, norms (running statistics are none) and head, and their total."""

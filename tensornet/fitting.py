@@ -140,11 +140,7 @@ def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path
         raise TaskFileError(f"task {file.name!r}: its head should have the tensors {wanted}; the file holds {found}")
     made.load_state_dict({name: tensor.clone() for name, tensor in file.head.items()}, assign=True)
     made.requires_grad_(True)
-    like = (
-        next(backbone.parameters(), None)
-        if head_path is None
-        else next(backbone.get_submodule(head_path).parameters(), None)
-    )
+    like = next(backbone.get_submodule(head_path or "").parameters(), None)
     dtype = next((t.dtype for t in file.head.values() if t.is_floating_point()), torch.float32)
     if like is None or (like.device.type == "cpu" and like.dtype == dtype):
         return made

@@ -23,7 +23,7 @@ from tensornet.names import check_task_name, from_key, row_names, to_key
 from tensornet.norms import find_norms, own_copy, task_norms
 from tensornet.plan import plan
 from tensornet.prefix import Prefix, cloned, versions_counted
-from tensornet.slots import Contents, Slots, check_finite
+from tensornet.slots import Contents, Slots
 from tensornet.targets import find_head
 from tensornet.task import Task
 
@@ -69,9 +69,7 @@ class AdaptedNetwork(nn.Module):
         self.plans = plan(backbone, config, self.head_path)
         self._norms = find_norms(backbone, self.head_path)
         task_norms(config, self._norms)
-        check_finite(backbone, self.plans)
-        self._slots = Slots(backbone, self._norms, self.head_path)
-        self._slots.admit(self.plans)
+        self._slots = Slots(backbone, self._norms, self.head_path, self.plans)
         self.backbone = backbone.requires_grad_(False)
         self.training = backbone.training
         self._tasks = nn.ModuleDict()

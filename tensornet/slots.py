@@ -25,9 +25,15 @@ class Slots:
         backbone: whose layers are attached.
         norms: paths of its normalisation layers.
         head: path of its head.
+        plans: tensors whose weights are attached at once; `admit` attaches more.
+
+    Raises:
+        NonFiniteError: a weight in ``plans`` holds NaN or infinity; nothing is attached.
+        StateError: something has replaced the forward of a norm or of the head.
     """
 
-    def __init__(self, backbone: nn.Module, norms: Sequence[str], head: str | None) -> None:
+    def __init__(self, backbone: nn.Module, norms: Sequence[str], head: str | None, plans: Sequence[TensorPlan]) -> None:
+        check_finite(backbone, plans)
         self.backbone = backbone
         self.head = head
         self.modules: dict[str, Attached] = {}
@@ -44,6 +50,7 @@ class Slots:
             self._attach(path, frozen=True)
         if head is not None:
             self._attach(head, head=True)
+        self._attach_targets(plans)
 
     def admit(self, plans: Sequence[TensorPlan]) -> None:
         """Attach every layer that has a weight in ``plans``.
@@ -53,6 +60,9 @@ class Slots:
         """
         plans = [plan for plan in plans if not self._admitted.issuperset(_places(plan))]
         check_finite(self.backbone, plans)
+        self._attach_targets(plans)
+
+    def _attach_targets(self, plans: Sequence[TensorPlan]) -> None:
         parameters: dict[str, list[str]] = {}
         for plan in plans:
             self._admitted |= _places(plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -115,10 +115,7 @@ def candidates(backbone: nn.Module) -> list[Target]:
             parameter = module._parameters[name]
             known = found.get(id(parameter))
             if known is not None:
-                places = (*known.tied, (path, name))
-                found[id(parameter)] = Target(
-                    known.module, known.parameter, known.shape, known.transposed, known.kernel, known.order, places
-                )
+                found[id(parameter)] = replace(known, tied=(*known.tied, (path, name)))
                 continue
             found[id(parameter)] = Target(
                 path,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from torch.library import Library
+from torch import library
 
 VISION = Path(sys.prefix) / "vision"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -36,10 +36,10 @@ def torchvision():
     if VISION.is_dir() and str(VISION) not in sys.path:
         sys.path.append(str(VISION))
     try:
-        library = Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch._tensornet_tests_keep = library
+        schemas = library.Library("torchvision", "DEF")
+        schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch._tensornet_tests_keep = schemas
     except RuntimeError:
         pass  # a complete build declares them itself
     return pytest.importorskip("torchvision")

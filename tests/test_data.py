@@ -125,3 +125,13 @@ def test_normalisation():
     x = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
     y = normalised(x, torch.tensor([0.5, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0]))
     assert y.flatten().tolist() == [1.0, 0.5, 0.0]
+
+
+def test_a_file_that_ends_too_early_is_named_when_it_is_decoded_late(tmp_path, monkeypatch):
+    root = image_folder(tmp_path / "set")
+    data = (root / "train/ant/0.png").read_bytes()
+    monkeypatch.setattr(images_module, "IN_MEMORY", 0)
+    images = Images(read_domain(root)[0], 8)
+    (root / "train/ant/0.png").write_bytes(data[:60])
+    with pytest.raises(DataError, match=r"ant/0\.png cannot be decoded"):
+        images.__getitems__([1, 0])

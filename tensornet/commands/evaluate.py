@@ -16,22 +16,25 @@ def evaluate(
     task: Annotated[list[str], typer.Option(help="Only this task. May be repeated.")] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Load every saved task of a run into one backbone and test it on its test split."""
+    """Load every saved task of a run into the one backbone of its variant and test it on its test split."""
     from tensornet.data.images import Images
     from tensornet.errors import TaskFileError
+    from tensornet.network import AdaptedNetwork
     from tensornet.training import fit
     from tensornet.training.recorded import recorded_recipes
     from tensornet.training.runs import Grid
 
     grid = Grid(recorded_recipes(run), data, run, task)
+    networks: dict[str, AdaptedNetwork] = {}
     rows: list[dict[str, Any]] = []
     for one in grid.runs:
         folder = one.folder(run)
         if not folder.is_dir():
             continue
-        net = grid.network(one.recipe)
-        net.load_task(folder)
-        net.set_task(one.task.name)
+        if one.variant not in networks:
+            networks[one.variant] = grid.network(one.recipe)
+        net = networks[one.variant]
+        net.set_task(net.load_task(folder, f"{one.task.name} seed {one.seed}").name)
         images = Images(grid.splits(one.task)[1], one.recipe.input.stored)
         before = grid.finished(one)
         rows.append(

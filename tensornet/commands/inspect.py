@@ -32,28 +32,24 @@ def inspect(
 
 
 def _task(path: Path, json: bool) -> None:
-    from tensornet.delta import Delta
     from tensornet.files import read_task
 
     file = read_task(path)
     counts = file.parameter_counts()
     tensors: list[dict[str, Any]] = []
-    for plan, module in file.tensors:
-        for member in plan.fold.members:
-            record = next(m for m in file.record.tensors[plan.fold.name].members if m.target().name == member.target.name)
-            norm = Delta(module, plan.fold, member, plan.scale).norm().item()
-            share = plan.parameters // len(plan.fold.members)
-            tensors.append(
-                {
-                    "layer": member.target.name,
-                    "shape": list(member.target.shape),
-                    "decomposition": plan.decomposition,
-                    "rank": plan.rank,
-                    "parameters": share,
-                    "norm": norm,
-                    "relative_norm": norm / record.norm if record.norm else None,
-                }
-            )
+    for plan, delta, record in file.deltas():
+        norm = delta.norm().item()
+        tensors.append(
+            {
+                "layer": delta.target.name,
+                "shape": list(delta.target.shape),
+                "decomposition": plan.decomposition,
+                "rank": plan.rank,
+                "parameters": plan.parameters // len(plan.fold.members),
+                "norm": norm,
+                "relative_norm": norm / record.norm if record.norm else None,
+            }
+        )
     backbone = file.record.backbone
     if json:
         known = {"name": file.name, "backbone": backbone.name, "backbone_hash": backbone.hash, "parameters": counts}

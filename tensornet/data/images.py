@@ -24,6 +24,9 @@ IN_MEMORY = 2**31
 """Bytes of decoded pixels up to which a split is decoded once and kept."""
 
 
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
 class Images(Dataset[tuple[Tensor, Tensor]]):
     """A split as square images; `__getitems__` answers a whole batch.
 
@@ -51,15 +54,22 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return len(self.split.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pixels = self._decode(index) if self._pixels is None else self._pixels[index]
+        pixels = self._late(index) if self._pixels is None else self._pixels[index]
         return pixels, self.labels[index]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """uint8 pixels of shape (N, 3, size, size) and labels of shape (N,)."""
         chosen = torch.as_tensor(indices)
         if self._pixels is None:
-            return torch.stack([self._decode(i) for i in indices]), self.labels[chosen]
+            return torch.stack([self._late(i) for i in indices]), self.labels[chosen]
         return self._pixels[chosen], self.labels[chosen]
+
+    def _late(self, index: int) -> Tensor:
+        """An image that is decoded when it is asked for; that its file begins well is known already."""
+        try:
+            return self._decode(index)
+        except _UNREADABLE as error:
+            raise DataError(f"{self.split.where}: {_name(self.split, index)} cannot be decoded: {error}") from error
 
     def _decode(self, index: int) -> Tensor:
         with _opened(self.split.images[index]) as image:
@@ -97,14 +107,18 @@ def _opened(source: Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
+def _name(split: Split, index: int) -> str:
+    source = split.images[index]
+    return str(source) if isinstance(source, Path) else f"row {index}"
+
+
 def _every(split: Split, read: Callable[[int], None]) -> None:
     bad = []
-    for i, source in enumerate(split.images):
+    for i in range(len(split.images)):
         try:
             read(i)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            name = source if isinstance(source, Path) else f"row {i}"
-            bad.append(f"{name}: {error}")
+        except _UNREADABLE as error:
+            bad.append(f"{_name(split, i)}: {error}")
     if bad:
         more = f"\n  - and {len(bad) - 10} more" if len(bad) > 10 else ""
         listed = "".join(f"\n  - {line}" for line in bad[:10]) + more

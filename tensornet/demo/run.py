@@ -9,15 +9,14 @@ from typing import Any
 
 import lightning as L
 from safetensors.torch import save
-from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.config import AdaptConfig
-from tensornet.counting import parameters_outside
 from tensornet.data.images import Images
 from tensornet.demo.backbone import SmallResNet
 from tensornet.demo.digits import DOMAINS, SIZE, handwritten, printed, rendered
 from tensornet.network import adapt
+from tensornet.training.adapting import Row, result, train_task
 from tensornet.training.fit import fit
 from tensornet.training.recipe import Input, Train
 
@@ -35,8 +34,6 @@ METHODS: dict[str, tuple[AdaptConfig, Train]] = {
     "FTN, CP rank 16": (AdaptConfig("cp", rank=16), TASK),
     "full fine-tuning": (AdaptConfig("none"), FULL),
 }
-
-Row = dict[str, Any]
 
 
 def run(out: Path, say: Callable[[str], None]) -> list[Row]:
@@ -81,28 +78,7 @@ def _adapted(state: dict[str, Any], name: str, method: str, train: Images, test:
     backbone = SmallResNet()
     backbone.load_state_dict(state)
     net = adapt(backbone, config, name="python:tensornet.demo.backbone:SmallResNet")
-    size = parameters_outside(backbone, net.head_path)
-    L.seed_everything(1, verbose=False)
-    task = net.add_task(name, nn.Linear(64, 10))
-    net.set_task(name)
-    whole = settings.method == "full"
-    model: nn.Module = net.merged(name) if whole else net
-    trained: nn.Module = model if whole else task
-    fitted = fit(model, trained, train, test, settings, IMAGE, 1, progress=False)
+    adapted = train_task(net, name, train, test, settings, IMAGE, seed=1, progress=False)
     if method == KEPT:
         net.save_task(name, out / "tasks" / name)
-    count = sum(p.numel() for p in trained.parameters())
-    return {
-        "variant": method,
-        "task": name,
-        "method": settings.method,
-        "decomposition": config.decomposition,
-        "rank": config.to_dict()["rank"],
-        "seed": 1,
-        "metric": "accuracy",
-        "value": fitted.accuracy,
-        "trainable_parameters": count,
-        "backbone_parameters": size,
-        "ratio": count / size,
-        "seconds": round(fitted.seconds, 2),
-    }
+    return result(method, net, name, settings, 1, adapted)

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -17,18 +16,13 @@ from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
-from tensornet.counting import parameters_outside
 from tensornet.data.images import Images, check_readable
 from tensornet.data.sources import Split, read_domain
 from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
-from tensornet.targets import find_head
-from tensornet.training.fit import fit
+from tensornet.training.adapting import Row, fresh_head, result, train_task
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.table import markdown, table
-
-Row = dict[str, Any]
-"""One finished run: what `results.json` has a list of."""
 
 
 @dataclass(frozen=True)
@@ -166,45 +160,20 @@ class Grid:
         recipe = run.recipe
         train, test = self._decoded(run)
         net = self.network(recipe)
-        size = parameters_outside(net.backbone, net.head_path)
-        L.seed_everything(run.seed, verbose=False)
-        task = net.add_task(run.task.name, head=_head(net, len(train.split.classes)))
-        net.set_task(task.name)
-        whole = recipe.train.method == "full"
-        model = net.merged(task.name) if whole else net
-        trained: nn.Module = model if whole else task
         checkpoints = self.out / "checkpoints" / run.place / run.digest
-        fitted = fit(
-            model, trained, train, test, recipe.train, recipe.input, run.seed, checkpoints=checkpoints, progress=progress
+        name, settings = run.task.name, recipe.train
+        adapted = train_task(
+            net, name, train, test, settings, recipe.input, run.seed, checkpoints=checkpoints, progress=progress
         )
-        if whole:
-            path = run.folder(self.out).parent.parent / "models" / f"{task.name}.safetensors"
+        folder = run.folder(self.out)
+        if settings.method == "full":
+            path = folder.parent.parent / "models" / f"{name}.safetensors"
             make_folder(path.parent)
-            write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
-            counts = _whole_counts(model, net)
+            state = adapted.model.state_dict()
+            write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
         else:
-            counts = task.parameter_counts()
-            net.save_task(task.name, run.folder(self.out))
-        row: Row = {
-            "variant": run.variant,
-            "task": task.name,
-            "method": recipe.train.method,
-            "decomposition": "full" if whole else recipe.config.decomposition,
-            "rank": None if whole else recipe.config.to_dict()["rank"],
-            "seed": run.seed,
-            "epochs": recipe.train.epochs,
-            "metric": "accuracy",
-            "value": fitted.accuracy,
-            "loss": fitted.loss,
-            "trainable_parameters": counts["total"],
-            "parameters": counts,
-            "backbone_parameters": size,
-            "ratio": counts["total"] / size,
-            "seconds": round(fitted.seconds, 2),
-            "backbone": recipe.backbone.source,
-            "backbone_hash": net.identity()["stored"],
-            "digest": run.digest,
-        }
+            net.save_task(name, folder)
+        row = result(run.variant, net, name, settings, run.seed, adapted) | {"digest": run.digest}
         make_folder(self._record(run).parent)
         write_file(self._record(run), json.dumps(row, indent=1) + "\n")
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
@@ -261,17 +230,9 @@ def _read(record: Path) -> Row | None:
         raise RecipeError(str(record), [f"it is not a result that 'tensornet train' wrote: {error}"]) from None
 
 
-def _head(net: AdaptedNetwork, classes: int) -> nn.Linear:
-    """A fresh linear head with the width of the backbone's."""
-    own = net.backbone.get_submodule(net.head_path) if net.head_path is not None else None
-    if not isinstance(own, nn.Linear):
-        raise RecipeError("this backbone", [f"its head {net.head_path!r} is no linear layer; set adapt.head to one"])
-    return nn.Linear(own.in_features, classes)
-
-
 def _try(net: AdaptedNetwork, recipe: Recipe) -> None:
     """One image through the network, so that what cannot work is known before the first training."""
-    net.add_task("trial", _head(net, 2))
+    net.add_task("trial", fresh_head(net, 2))
     net.set_task("trial")
     try:
         with torch.no_grad():
@@ -284,10 +245,3 @@ def _try(net: AdaptedNetwork, recipe: Recipe) -> None:
         raise RecipeError(
             "this backbone", [f"one image and a head of two classes should give the shape (1, 2); got {shape}"]
         )
-
-
-def _whole_counts(model: nn.Module, net: AdaptedNetwork) -> dict[str, int]:
-    head = find_head(model, net.head_path)
-    inside = sum(p.numel() for p in model.get_submodule(head).parameters()) if head is not None else 0
-    total = sum(p.numel() for p in model.parameters())
-    return {"deltas": total - inside, "norms": 0, "head": inside, "total": total}
