@@ -1,71 +1,88 @@
-"""How much each layer was changed: the norm of its delta."""
+"""How much each layer was changed: norms of its delta, of its factors and of its components."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 
 from analysis.kinds import Kind
-from tensornet.errors import ConfigError, TaskFileError
-from tensornet.files import TaskFile, read_task
+from analysis.reading import Folders, read_tasks
+from tensornet.delta import Delta
+from tensornet.errors import ConfigError
+from tensornet.files import TaskFile
 
 __all__ = ["Kind", "norms"]
 
 
-def norms(tasks: Sequence[str | Path] | str | Path, kind: Kind = "delta") -> pd.DataFrame:
+def norms(tasks: Folders, kind: Kind = "delta") -> pd.DataFrame:
     """Norms per layer, in network order, one column per task.
 
     Args:
         tasks: task folders.
-        kind: "delta": ‖ΔW‖; "relative": ‖ΔW‖ / ‖W‖; "per_parameter": ‖ΔW‖ over the root of the weight's size.
+        kind: "delta": ‖ΔW‖; "relative": ‖ΔW‖ / ‖W‖; "per_parameter": ‖ΔW‖ / √(size of W); "factor": ‖factor‖ of each
+            factor as it is stored; "component": norms of the terms that ΔW is a sum of, the largest first (rank-one terms
+            for CP, singular values of the first unfolding for decompositions whose terms are not unique).
 
     Returns:
-        Index: module paths; a layer that a task does not adapt is NaN in its column.
+        Index: module paths; a layer that a task does not adapt is NaN in its column. For "factor" and "component" the
+        columns are pairs of task and factor, or of task and number of the component.
 
     Raises:
         ConfigError: an unknown kind.
         TaskFileError: a folder is not a task, holds no deltas, or belongs to another backbone than the first.
     """
-    if kind not in get_args(Kind):
-        raise ConfigError(f"kind must be one of {', '.join(get_args(Kind))}; got {kind!r}")
-    files = [(Path(path), read_task(path)) for path in ([tasks] if isinstance(tasks, str | Path) else tasks)]
-    if not files:
-        raise TaskFileError("no task folder was given")
-    _check(files)
-    columns: dict[str, dict[str, float]] = {}
+    check_kind(kind)
+    columns: dict[object, dict[str, float]] = {}
     order: dict[str, int] = {}
-    names = [file.name for _, file in files]
-    for path, file in files:
-        label = file.name if names.count(file.name) == 1 else str(path)
-        columns[label] = {}
+    for label, file in read_tasks(tasks).items():
         for _, delta, record in file.deltas():
-            target = delta.target
-            columns[label][target.name] = _MEASURES[kind](delta.norm().item(), record.norm, math.prod(target.shape))
-            order[target.name] = target.order
+            name = delta.target.name
+            order[name] = delta.target.order
+            if kind in ("factor", "component"):
+                parts = delta.factor_norms() if kind == "factor" else _numbered(delta)
+                for part, value in parts.items():
+                    columns.setdefault((label, part), {})[name] = value
+            else:
+                columns.setdefault(label, {})[name] = measured(delta, record.norm, kind)
     table = pd.DataFrame(columns).reindex(sorted(order, key=lambda name: order[name]))
     table.index.name = "layer"
     return table
 
 
-_MEASURES: dict[str, Callable[[float, float, int], float]] = {
-    "delta": lambda delta, weight, size: delta,
-    "relative": lambda delta, weight, size: delta / weight if weight else float("nan"),
-    "per_parameter": lambda delta, weight, size: delta / size**0.5,
-}
+def measured(delta: Delta, weight: float, kind: Kind) -> float:
+    """One norm of one delta; ``weight`` is ‖W‖. A relative norm of a zero weight is infinite."""
+    norm = delta.norm().item()
+    if kind == "relative":
+        return norm / weight if weight else math.inf if norm else 0.0
+    if kind == "per_parameter":
+        return norm / math.sqrt(math.prod(delta.target.shape))
+    return norm
 
 
-def _check(files: Sequence[tuple[Path, TaskFile]]) -> None:
-    first = files[0][1].record.backbone
-    for path, file in files:
-        if not file.tensors:
-            raise TaskFileError(f"{path} has no deltas: nothing to measure")
-        if file.record.backbone.hash != first.hash:
-            theirs = file.record.backbone
-            raise TaskFileError(
-                f"{path} belongs to the backbone {theirs.name} ({theirs.hash[:12]}…), {files[0][0]} to {first.name} "
-                f"({first.hash[:12]}…): norms of different backbones cannot be compared"
-            )
+def layer_norms(file: TaskFile, kind: Kind) -> dict[str, float]:
+    """One norm per layer of a task, in network order.
+
+    Raises:
+        ConfigError: an unknown kind, or one with several norms per layer.
+    """
+    check_kind(kind)
+    if kind in ("factor", "component"):
+        raise ConfigError(f"one norm per layer is needed: delta, relative or per_parameter; got {kind!r}")
+    found = sorted(file.deltas(), key=lambda entry: entry[1].target.order)
+    return {delta.target.name: measured(delta, record.norm, kind) for _, delta, record in found}
+
+
+def check_kind(kind: str) -> None:
+    """A kind has to be one of `Kind`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if kind not in get_args(Kind):
+        raise ConfigError(f"kind must be one of {', '.join(get_args(Kind))}; got {kind!r}")
+
+
+def _numbered(delta: Delta) -> dict[str, float]:
+    return {str(i + 1): value for i, value in enumerate(delta.component_norms())}

@@ -60,11 +60,16 @@ def load_backbone(
     if not isinstance(backbone, nn.Module):
         raise BackboneError(f"{source} made a {type(backbone).__name__}, not a torch.nn.Module")
     if weights is not None:
-        _load_weights(backbone, Path(root) / weights)
+        load_weights(backbone, Path(root) / weights)
     return backbone
 
 
-def _load_weights(backbone: nn.Module, path: Path) -> None:
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Fill a network from a safetensors file with the keys of its state dict.
+
+    Raises:
+        BackboneError: it cannot be read, or does not fit; every key that does not is listed.
+    """
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:

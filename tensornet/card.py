@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
-from tensornet.task import Task
+from tensornet.plan import TensorPlan
 
 
-def card(task: Task, backbone_name: str) -> str:
-    """Markdown that says what the task is, what it weighs and how to use it."""
-    counts = task.parameter_counts()
-    kinds = sorted({plan.decomposition for plan, _ in task.tensors()})
+def card(
+    name: str, backbone_name: str, counts: Mapping[str, int], plans: Sequence[TensorPlan], norms: int, head: bool
+) -> str:
+    """Markdown that says what a task is, what it weighs and how to use it.
+
+    Args:
+        name: of the task.
+        backbone_name: what it belongs to.
+        counts: parameters of deltas, norms and head, and their total.
+        plans: its tensors.
+        norms: how many normalisation layers it has.
+        head: whether it has a head.
+    """
+    kinds = sorted({plan.decomposition for plan in plans})
     what = f"{' and '.join(kinds)} deltas" if kinds else "no deltas"
     return f"""---
 library_name: tensornet
@@ -18,10 +29,10 @@ base_model: {json.dumps(backbone_name)}
 tags: [tensornet, adapter, {", ".join(kinds) or "no-deltas"}]
 ---
 
-# {task.name}
+# {name}
 
-A task for the frozen backbone `{backbone_name}`: {what} on {sum(len(p.fold.members) for p, _ in task.tensors())} weights,
-{len(task.norms)} normalisation layers of its own{" and a head" if task.head is not None else ""}.
+A task for the frozen backbone `{backbone_name}`: {what} on {sum(len(plan.fold.members) for plan in plans)} weights,
+{norms} normalisation layers of its own{" and a head" if head else ""}.
 
 | part | parameters |
 |---|---:|
@@ -35,7 +46,7 @@ import tensornet as tn
 
 net = tn.adapt(backbone)  # {backbone_name}, with the weights it was trained on
 net.load_task("path/to/this/folder")
-net.set_task({json.dumps(task.name, ensure_ascii=False)})
+net.set_task({json.dumps(name, ensure_ascii=False)})
 ```
 
 `task.json` describes every tensor of `task.safetensors`; `tensornet inspect` prints it.

@@ -13,6 +13,7 @@ from rich.console import Console
 import tensornet
 from tensornet.commands.demo import demo
 from tensornet.commands.evaluate import evaluate
+from tensornet.commands.extract import extract
 from tensornet.commands.inspect import inspect
 from tensornet.commands.merge import merge
 from tensornet.commands.train import train
@@ -58,7 +59,7 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _verb in (demo, train, evaluate, inspect, merge):
+for _verb in (demo, train, evaluate, inspect, merge, extract):
     app.command()(_spoken(_verb))
 for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point: point.name):
     app.command(name=_point.name)(_spoken(_point.load()))

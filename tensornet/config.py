@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from tensornet.errors import ConfigError, near
@@ -66,7 +68,8 @@ class AdaptConfig:
             whole path; None: every convolution and linear layer but the head.
         exclude: layers that do not, in the same form.
         layers: regular expression for the whole path → `Choice`, a dict of its fields, or a decomposition's name;
-            the last match wins.
+            the last match wins. Or the path of a TOML file with such a table `layers`, as `Plan.save` writes it; its
+            contents are taken, and the file is not needed again.
         folding: which weights make up one tensor: "layer" or "depth" or a registered name.
         norms: "task": every normalisation layer is the task's own; "shared": none; or patterns of those that are.
         head: path of the head; None: the last linear layer; "none": the backbone has no head to replace.
@@ -81,7 +84,7 @@ class AdaptConfig:
     budget: float | None = None
     targets: Patterns | None = None
     exclude: Patterns = ()
-    layers: Mapping[str, Choice] = field(default_factory=dict)
+    layers: Mapping[str, Choice] | str | Path = field(default_factory=dict)
     folding: str = "layer"
     norms: Literal["task", "shared"] | Patterns = "task"
     head: str | None = None
@@ -96,9 +99,10 @@ class AdaptConfig:
         FOLDINGS.get(self.folding)
         for name in ("targets", "exclude", "norms"):
             set_field(self, name, _patterns(name, getattr(self, name)))
-        if not isinstance(self.layers, Mapping):
-            raise ConfigError(f"layers must map patterns to choices; got {self.layers!r}")
-        set_field(self, "layers", {pattern: _choice(pattern, given) for pattern, given in self.layers.items()})
+        layers = read_layers(self.layers) if isinstance(self.layers, str | Path) else self.layers
+        if not isinstance(layers, Mapping):
+            raise ConfigError(f"layers must map patterns to choices, or be the path of a plan; got {layers!r}")
+        set_field(self, "layers", {pattern: _choice(pattern, given) for pattern, given in layers.items()})
         if self.head is not None and not isinstance(self.head, str):
             raise ConfigError(f"head must be the path of a module, or 'none'; got {self.head!r}")
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
@@ -111,6 +115,12 @@ class AdaptConfig:
     def choice(self) -> Choice:
         """The choice for every layer that `layers` does not name."""
         return Choice(self.decomposition, self.rank, self.budget)
+
+    @property
+    def per_layer(self) -> Mapping[str, Choice]:
+        """`layers`: a choice per pattern, also where it was given as a file."""
+        assert isinstance(self.layers, Mapping)
+        return self.layers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON has it."""
@@ -153,6 +163,22 @@ class AdaptConfig:
         except (json.JSONDecodeError, TypeError) as error:
             raise ConfigError(f"a config in JSON was expected: {error}") from None
         return cls.from_dict(data)
+
+
+def read_layers(path: str | Path) -> dict[str, Any]:
+    """The table `layers` of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or has no such table.
+    """
+    try:
+        with open(path, "rb") as file:
+            layers = tomllib.load(file)["layers"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"layers: {path} is no plan, a TOML file with a table [layers]: {error!r}") from None
+    if not isinstance(layers, dict):
+        raise ConfigError(f"layers: {path} is no plan: its 'layers' is {layers!r}, not a table")
+    return layers
 
 
 def check_config(config: object) -> None:

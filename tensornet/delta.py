@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,6 +67,22 @@ class Delta:
                 tensor = tensor.select(mode, index)
         return self.scale * tensor.permute(self._permutation).reshape(self.target.shape)
 
+    def channels_first(self) -> Tensor:
+        """ΔW as (C_out, C_in, K) or (C_out, C_in), also where the weight itself is transposed."""
+        dense = self.dense()
+        return (dense.transpose(0, 1) if self.target.transposed else dense).flatten(2) if dense.ndim > 2 else dense
+
+    def inner(self, other: Delta) -> float:
+        """⟨ΔW, ΔW'⟩ of two deltas of one weight, in factor space where both are of one decomposition."""
+        if type(self.decomposition) is type(other.decomposition) and self._shape == other._shape:
+            a, b = self.factors(), other.factors()
+            if a is not None and b is not None:
+                wide_a, wide_b = ({n: factor.detach().double() for n, factor in factors.items()} for factors in (a, b))
+                product = self.decomposition.inner_product(wide_a, wide_b, self._shape)
+                if product is not None:
+                    return self.scale * other.scale * float(product)
+        return float((self.dense().detach().double() * other.dense().detach().double()).sum())
+
     def norm(self) -> Tensor:
         """The Frobenius norm ‖ΔW‖ as a float64 scalar, in factor space where the decomposition can."""
         factors = self.factors()
@@ -75,6 +92,22 @@ class Delta:
             if squared is not None:
                 return abs(self.scale) * squared.sqrt()
         return self.dense().double().norm()
+
+    def factor_norms(self) -> dict[str, float]:
+        """‖factor‖ of every stored factor, of the slice where the decomposition can take one."""
+        factors = self.factors()
+        factors = self.decomposition.factors() if factors is None else factors
+        return {name: float(factor.detach().double().norm()) for name, factor in factors.items()}
+
+    def component_norms(self) -> list[float]:
+        """Norms of the terms that ΔW is a sum of; see `Decomposition.component_norms`."""
+        factors = self.factors()
+        if factors is None:
+            found = torch.linalg.svdvals(self.dense().detach().double().flatten(1))
+        else:
+            wide = {name: factor.detach().double() for name, factor in factors.items()}
+            found = abs(self.scale) * self.decomposition.component_norms(wide, self._shape)
+        return [float(norm) for norm in found]
 
     def added_to(self, weight: Tensor) -> Tensor:
         """W + ΔW in the shape and dtype of ``weight``, computed in float32 at least and rounded once."""
@@ -146,3 +179,23 @@ def _convolve(layer: _ConvNd, x: Tensor, bottleneck: Bottleneck) -> Tensor:
     z = convolve(x, kernel, None, layer.stride, padding, layer.dilation, groups)
     y = convolve(z, out.reshape(*out.shape, *ones))
     return y if batched else y.squeeze(0)
+
+
+def gathered(deltas: Mapping[str, Tensor], fold: Fold, chain: bool) -> Tensor:
+    """The tensor that a fold makes of the deltas of its members: what `Delta.dense` takes apart.
+
+    Args:
+        deltas: ΔW in the shape of the weight, by target name.
+        fold: names the modes and places the members; where it has none, the tensor is zero.
+        chain: of the decomposition; see `Fold.order`.
+    """
+    order = fold.order(chain)
+    first = deltas[fold.members[0].target.name]
+    tensor = first.new_zeros(fold.shape(chain))
+    for member in fold.members:
+        target = member.target
+        stored = [m for m in (("in", "out", "kernel") if target.transposed else ("out", "in", "kernel")) if m in fold.modes]
+        own = [mode for mode in order if mode not in member.index]
+        delta = deltas[target.name].reshape([fold.modes[mode] for mode in stored])
+        tensor[tuple(member.index.get(mode, slice(None)) for mode in order)] = delta.permute([stored.index(m) for m in own])
+    return tensor

@@ -62,8 +62,9 @@ class TaskFile:
     def deltas(self) -> Iterator[tuple[TensorPlan, Delta, MemberRecord]]:
         """The delta of every weight, its tensor, and what the record says of the weight."""
         for plan, module in self.tensors:
-            for member, record in zip(plan.fold.members, self.record.tensors[plan.fold.name].members, strict=True):
-                yield plan, Delta(module, plan.fold, member, plan.scale), record
+            records = {record.target().name: record for record in self.record.tensors[plan.fold.name].members}
+            for member in plan.fold.members:
+                yield plan, Delta(module, plan.fold, member, plan.scale), records[member.target.name]
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of deltas, norms (running statistics are none) and head, and their total."""
@@ -119,11 +120,46 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
         norms={layer: type(norm).__name__ for layer, norm in task.own_norms().items()},
         head=None if task.head is None else describe(task.head),
     )
+    plans = [plan for plan, _ in task.tensors()]
+    text = card(task.name, backbone_name, task.parameter_counts(), plans, len(task.norms), task.head is not None)
+    _write(path, record, tensors, text)
+
+
+def rewrite_task(path: str | Path, file: TaskFile) -> None:
+    """Write a task that was read and changed, such as one that was pruned, as the folder ``path``, whole or not at all.
+
+    Args:
+        path: as in `write_task`.
+        file: its `config`, `tensors`, `norms` and `head` are written; of its `record` what they do not say: the backbone,
+            the norms of its weights, the kinds of norm layers and head.
+
+    Raises:
+        WriteError: as `write_folder`.
+    """
+    norms = {delta.target.name: member.norm for _, delta, member in file.deltas()}
+    record = file.record.model_copy(
+        update={
+            "config": file.config.to_dict(),
+            "tensors": {plan.fold.name: record_of(plan, norms) for plan, _ in file.tensors},
+            "norms": {layer: file.record.norms[layer] for layer in file.norms},
+        }
+    )
+    tensors: dict[str, Tensor] = {}
+    for plan, module in file.tensors:
+        tensors |= {f"delta/{plan.fold.name}/{name}": factor for name, factor in module.factors().items()}
+    for layer, norm in file.norms.items():
+        tensors |= {f"norm/{layer}/{name}": tensor for name, tensor in norm.items()}
+    tensors |= {f"head/{name}": tensor for name, tensor in file.head.items()}
+    plans = [plan for plan, _ in file.tensors]
+    text = card(file.name, record.backbone.name, file.parameter_counts(), plans, len(file.norms), bool(file.head))
+    _write(path, record, tensors, text)
+
+
+def _write(path: str | Path, record: TaskRecord, tensors: Mapping[str, Tensor], text: str) -> None:
     packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
     data = save(packed, {"record": content_hash(record)})  # one entry: several are written in any order
     record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    text = json.dumps(record.model_dump(), indent=1) + "\n"
-    write_folder(path, {JSON: text, TENSORS: data, CARD: card(task, backbone_name)}, mark=JSON)
+    write_folder(path, {JSON: json.dumps(record.model_dump(), indent=1) + "\n", TENSORS: data, CARD: text}, mark=JSON)
 
 
 def read_task(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TaskFile:

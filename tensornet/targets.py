@@ -136,7 +136,7 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
     """
     every = candidates(backbone)
     by_path = {path: target for target in every for path, _ in target.places}
-    if config.decomposition == NONE and not config.layers:
+    if config.decomposition == NONE and not config.per_layer:
         return []
     if config.targets is None:
         chosen = [t for t in every if not _is_embedding(backbone, t) and not in_head(t, head)]
@@ -146,12 +146,12 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
     check_patterns("exclude", config.exclude, by_path)
     chosen = [t for t in chosen if not any(matches(config.exclude, p) for p, _ in t.places)] if config.exclude else chosen
     paths = [path for target in chosen for path, _ in target.places]
-    for pattern in config.layers:
+    for pattern in config.per_layer:
         check_patterns("layers", pattern, paths)
     selected = []
     for target in chosen:
         choice = config.choice
-        for pattern, given in config.layers.items():
+        for pattern, given in config.per_layer.items():
             if any(matches(pattern, path) for path, _ in target.places):
                 choice = given.over(config.choice)
         if choice.decomposition != NONE:

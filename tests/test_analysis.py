@@ -64,7 +64,7 @@ def test_refusals(folders, tmp_path):
     other = tn.adapt(ResNet())
     other.add_task("c")
     other.save_task("c", tmp_path / "c")
-    with pytest.raises(TaskFileError, match="norms of different backbones"):
+    with pytest.raises(TaskFileError, match="tasks of different backbones"):
         analysis.norms([*paths, tmp_path / "c"])
     other.add_task("d", config=tn.AdaptConfig("none"))
     other.save_task("d", tmp_path / "d")

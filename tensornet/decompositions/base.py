@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from tensornet.decompositions.bottleneck import Bottleneck
+from tensornet.decompositions.spectrum import Spectrum
 from tensornet.errors import NonFiniteError, RankError, ShapeError, UnknownNameError
 from tensornet.registry import DECOMPOSITIONS
 from tensornet.shapes import Rank, Shape, check_rank, check_shape, count
@@ -18,12 +19,27 @@ from tensornet.shapes import Rank, Shape, check_rank, check_shape, count
 Factors = Mapping[str, Tensor]
 
 
+class Rung(NamedTuple):
+    """One step of a ladder of ranks for one tensor.
+
+    Attributes:
+        rank: as the decomposition stores it.
+        error: ‖T − T̂‖², squared, not relative.
+        factors: of T̂, float64.
+        note: what a reader should know of how it was found; empty where there is nothing.
+    """
+
+    rank: Rank
+    error: float
+    factors: Factors
+    note: str = ""
+
+
 class Decomposition(nn.Module, ABC):
     """A tensor of fixed shape, stored as factors; its parameters are the factors.
 
     A subclass states integers (`feasible_rank`, `factor_shapes`) and mathematics (`reconstruct`, `decompose`), each a
-    function of its arguments alone. `take`, `bottleneck`, `inner_product` and `round_factors` are for speed:
-    what is left out is done on the dense tensor.
+    function of its arguments alone. The other class methods are for speed: what is left out is done on the dense tensor.
 
     Laws, which `tensornet.testing.check_decomposition` tests for any subclass: a new instance is exactly zero and the
     gradient of at least one factor is not; `parameter_count` is what is stored; at full rank any tensor is
@@ -124,6 +140,33 @@ class Decomposition(nn.Module, ABC):
         return None
 
     @classmethod
+    def mode_product(cls, factors: Factors, shape: Shape, mode: int, matrix: Tensor) -> Factors | None:
+        """Factors of the tensor multiplied along ``mode`` by ``matrix``; None: not of the same form."""
+        return None
+
+    @classmethod
+    def component_norms(cls, factors: Factors, shape: Shape) -> Tensor:
+        """Norms of the terms that the tensor is a sum of: singular values of its first unfolding where it has no own."""
+        return torch.linalg.svdvals(cls.reconstruct(factors, shape).flatten(1))
+
+    @classmethod
+    def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:
+        """Decompositions of one tensor at many ranks, each found from what the others share.
+
+        Args:
+            spectrum: of a tensor that is not zero.
+            ranks: one int for every rank, clipped to what the shape can have, ascending.
+            seed: of what is random.
+        """
+        shape = tuple(spectrum.tensor.shape)
+        rungs = []
+        for rank in dict.fromkeys(cls.within(shape, r) for r in ranks):
+            factors = cls.decompose(spectrum.wide, rank, seed)
+            error = float((cls.reconstruct(factors, shape) - spectrum.wide).square().sum())
+            rungs.append(Rung(rank, error, factors))
+        return rungs
+
+    @classmethod
     def initial_scale(cls, name: str, size: Shape) -> float:
         """Standard deviation of a random factor: its rows start at unit norm, whatever the rank."""
         return 1 / math.sqrt(math.prod(size[1:]))
@@ -135,6 +178,12 @@ class Decomposition(nn.Module, ABC):
         """How many numbers are stored for ``shape`` at ``rank``; no factor is built."""
         shape = check_shape(shape, cls.fewest_modes)
         return count(cls.factor_shapes(shape, cls.feasible_rank(shape, rank)))
+
+    @classmethod
+    def within(cls, shape: Shape, rank: int) -> Rank:
+        """``rank`` as it is stored, no higher than where any tensor is reproduced."""
+        full = cls.full_rank(shape)
+        return cls.feasible_rank(shape, min(rank, full) if isinstance(full, int) else rank)
 
     @classmethod
     def rank_for_budget(cls, shape: Shape, parameters: int) -> Rank:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Sequence
 
 import tensorly as tl
 import torch
-from tensorly.decomposition import parafac
 from torch import Tensor
 
+from tensornet.decompositions.alternating import alternating, ascending, constructed
 from tensornet.decompositions.backend import on_pytorch
-from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung, register
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.orthogonal import expand, reduce, split
+from tensornet.decompositions.spectrum import Spectrum
 from tensornet.shapes import Rank, Shape, single_rank
 
 
@@ -57,12 +58,12 @@ class CP(Decomposition):
         if core.ndim <= 1:
             found = [core[:, None]] if core.ndim else []
         elif rank >= cls.full_rank(tuple(core.shape)):
-            found = _constructed(core)
+            found = constructed(core)
         elif core.ndim == 2:
             left, right = split(core, rank)
             found = [left, right.T]
         else:
-            found = _alternating(core, rank, seed)
+            found = alternating(core, rank, seed)
         width = found[0].shape[1] if found else 1
         factors = [tensor.new_ones(1, width)] * tensor.ndim
         for mode, factor in zip(modes, found, strict=True):
@@ -99,6 +100,28 @@ class CP(Decomposition):
         return tl.cp_to_tensor((None, small)).square().sum()
 
     @classmethod
+    def mode_product(cls, factors: Factors, shape: Shape, mode: int, matrix: Tensor) -> Factors:
+        return {**factors, f"factor_{mode}": matrix @ factors[f"factor_{mode}"]}
+
+    @classmethod
+    def component_norms(cls, factors: Factors, shape: Shape) -> Tensor:
+        """Of the rank-one terms a_1^r ∘ a_2^r ∘ …, the largest first."""
+        return torch.stack([factor.norm(dim=0) for factor in factors.values()]).prod(0).sort(descending=True).values
+
+    @classmethod
+    def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:
+        """Alternating least squares on the HOSVD core, each rank beginning with the factors of the rank before it."""
+        shape = tuple(spectrum.tensor.shape)
+        modes = [i for i, n in enumerate(shape) if n > 1] if max(shape) > 1 else [0]
+        rungs = []
+        for fit in ascending(spectrum.squeezed(), sorted({min(r, cls.full_rank(shape)) for r in ranks}), seed):
+            columns = dict(zip(modes, fit.factors, strict=True))
+            one = fit.factors[0].new_ones(1, fit.rank)
+            factors = {f"factor_{i}": columns.get(i, one) for i in range(len(shape))}
+            rungs.append(Rung(fit.rank, fit.error, factors, fit.note))
+        return rungs
+
+    @classmethod
     @on_pytorch
     def round_factors(cls, factors: Factors, shape: Shape, rank: Rank, seed: int) -> dict[str, Tensor]:
         rank = single_rank(rank, "CP")
@@ -108,46 +131,6 @@ class CP(Decomposition):
             return {n: f.new_zeros(f.shape[0], rank) for n, f in factors.items()}
         rounded = cls.decompose(core, rank, seed)
         return dict(zip(factors, expand(bases, list(rounded.values())), strict=True))
-
-
-def _constructed(tensor: Tensor) -> list[Tensor]:
-    """An exact CP of rank ∏ n_i / max n_i: the fibres of the longest mode, each against unit vectors of the others."""
-    longest = max(range(tensor.ndim), key=lambda i: tensor.shape[i])
-    others = [n for i, n in enumerate(tensor.shape) if i != longest]
-    grid = torch.cartesian_prod(*(torch.arange(n, device=tensor.device) for n in others))
-    grid = grid.reshape(-1, len(others))
-    factors = [torch.eye(n, dtype=tensor.dtype, device=tensor.device)[:, grid[:, i]] for i, n in enumerate(others)]
-    factors.insert(longest, tensor.movedim(longest, 0).flatten(1))
-    return factors
-
-
-def _alternating(tensor: Tensor, rank: int, seed: int) -> list[Tensor]:
-    """Alternating least squares by TensorLy, with a ridge where the plain normal equations are singular."""
-    best: list[Tensor] | None = None
-    for ridge in (0.0, 1e-6, 1e-3):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TensorLy warns of ranks above a mode, which CP allows
-                weights, factors = parafac(
-                    tensor, rank, n_iter_max=100, init="svd", tol=1e-7, random_state=seed, l2_reg=ridge
-                )
-        except (RuntimeError, ValueError):  # torch.linalg reports a singular system as RuntimeError
-            continue
-        if all(torch.isfinite(f).all() for f in factors):
-            best = [f.contiguous() for f in factors]
-            best[0] = best[0] * weights
-            break
-    if best is None:
-        raise RuntimeError(f"CP of rank {rank} did not converge on a tensor of shape {tuple(tensor.shape)}")
-    return _balanced(best)
-
-
-def _balanced(factors: list[Tensor]) -> list[Tensor]:
-    """The same tensor with the norm of every component shared equally by its columns."""
-    norms = torch.stack([f.norm(dim=0) for f in factors])
-    shared = norms.log().mean(0).exp() if (norms > 0).all() else norms.prod(0) ** (1 / len(factors))
-    safe = norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    return [f * (shared / n) for f, n in zip(factors, safe, strict=True)]
 
 
 def _padded(factor: Tensor, rank: int) -> Tensor:

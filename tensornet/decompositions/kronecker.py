@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung, register
 from tensornet.decompositions.low_rank import LowRank
-from tensornet.decompositions.orthogonal import split
+from tensornet.decompositions.orthogonal import reduce, split
+from tensornet.decompositions.spectrum import Spectrum
 from tensornet.shapes import Rank, Shape, near_square, ranks_within, single_rank
 
 
@@ -48,10 +50,7 @@ class Kronecker(Decomposition):
     @classmethod
     def decompose(cls, tensor: Tensor, rank: Rank, seed: int) -> dict[str, Tensor]:
         left, right = _sides(tuple(tensor.shape))
-        order = len(left)
-        pairs = tensor.reshape([n for pair in zip(left, right, strict=True) for n in pair])
-        matrix = pairs.permute(*range(0, 2 * order, 2), *range(1, 2 * order, 2)).reshape(math.prod(left), -1)
-        rows, columns = split(matrix, single_rank(rank, "kronecker"))
+        rows, columns = split(_rearranged(tensor), single_rank(rank, "kronecker"))
         return {"left": rows.T.reshape(-1, *left), "right": columns.reshape(-1, *right)}
 
     @classmethod
@@ -71,6 +70,26 @@ class Kronecker(Decomposition):
         return LowRank.squared_norm(_matrices(factors), shape)
 
     @classmethod
+    def component_norms(cls, factors: Factors, shape: Shape) -> Tensor:
+        left, right = _matrices(factors).values()
+        _, (small_left, small_right) = reduce([left, right.T])
+        return torch.linalg.svdvals(small_left @ small_right.T)
+
+    @classmethod
+    def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:
+        shape = tuple(spectrum.tensor.shape)
+        left, right = _sides(shape)
+        rows = LowRank.ladder(Spectrum(_rearranged(spectrum.tensor)), ranks, seed)
+        return [
+            Rung(
+                r.rank,
+                r.error,
+                {"left": r.factors["left"].T.reshape(-1, *left), "right": r.factors["right"].reshape(-1, *right)},
+            )
+            for r in rows
+        ]
+
+    @classmethod
     def round_factors(cls, factors: Factors, shape: Shape, rank: Rank, seed: int) -> dict[str, Tensor]:
         rounded = LowRank.round_factors(_matrices(factors), shape, rank, seed)
         left, right = _sides(shape)
@@ -85,6 +104,14 @@ def _sides(shape: Shape) -> tuple[Shape, Shape]:
 def _matrices(factors: Factors) -> dict[str, Tensor]:
     """The rearrangement of Van Loan and Pitsianis, under which Σ L_r ⊗ S_r is a matrix of rank R."""
     return {"left": factors["left"].flatten(1).T, "right": factors["right"].flatten(1)}
+
+
+def _rearranged(tensor: Tensor) -> Tensor:
+    """The tensor as that matrix, of shape (∏ l_i, ∏ s_i)."""
+    left, right = _sides(tuple(tensor.shape))
+    order = len(left)
+    pairs = tensor.reshape([n for pair in zip(left, right, strict=True) for n in pair])
+    return pairs.permute(*range(0, 2 * order, 2), *range(1, 2 * order, 2)).reshape(math.prod(left), -1)
 
 
 def _interleaved(product: Tensor, left: Shape, right: Shape) -> Tensor:

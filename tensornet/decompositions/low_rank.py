@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import tensorly as tl
+import torch
 from torch import Tensor
 
 from tensornet.decompositions.backend import on_pytorch
-from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung, register
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.orthogonal import expand, reduce, split
+from tensornet.decompositions.spectrum import Spectrum
 from tensornet.shapes import Rank, Shape, ranks_within, single_rank
 
 
@@ -74,3 +77,18 @@ class LowRank(Decomposition):
         small_left, small_right = split(left @ right.T, single_rank(rank, "low_rank"))
         new_left, new_right = expand(bases, [small_left, small_right.T])
         return {"left": new_left, "right": new_right.T}
+
+    @classmethod
+    def mode_product(cls, factors: Factors, shape: Shape, mode: int, matrix: Tensor) -> Factors:
+        if mode == 0:
+            return {"left": matrix @ factors["left"], "right": factors["right"]}
+        rows = factors["right"].unflatten(1, shape[1:]).movedim(mode, 1)
+        return {"left": factors["left"], "right": torch.tensordot(matrix, rows, ([1], [1])).movedim(0, mode).flatten(1)}
+
+    @classmethod
+    def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:
+        rungs = []
+        for rank in dict.fromkeys(single_rank(cls.within(tuple(spectrum.tensor.shape), r), "low_rank") for r in ranks):
+            left, right, error = spectrum.matrix(0, rank)
+            rungs.append(Rung(rank, error, {"left": left, "right": right}))
+        return rungs

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorly as tl
 import torch
 from tensorly.decomposition import tensor_train
+from tensorly.tenalg import mode_dot
 from torch import Tensor
 
 from tensornet.decompositions.backend import on_pytorch
-from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung, register
 from tensornet.decompositions.bottleneck import Bottleneck
+from tensornet.decompositions.low_rank import LowRank
+from tensornet.decompositions.spectrum import Spectrum, best_ranks, rank_grids
 from tensornet.shapes import Rank, Shape, check_rank, ranks_within, tensor_train_limits
 
 
@@ -94,6 +99,34 @@ class TT(Decomposition):
             cores[i] = u[:, :keep].unflatten(0, (before, n))
             cores[i + 1] = torch.tensordot(s[:keep, None] * v[:keep], cores[i + 1], dims=1)
         return _fitted(cores, ranks)
+
+    @classmethod
+    def mode_product(cls, factors: Factors, shape: Shape, mode: int, matrix: Tensor) -> Factors:
+        return {**factors, f"core_{mode}": torch.einsum("mn,anb->amb", matrix, factors[f"core_{mode}"])}
+
+    @classmethod
+    @on_pytorch
+    def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:
+        """A train of two or three modes is a Tucker form with the middle mode left whole: its HOSVD serves every rank."""
+        shape = tuple(spectrum.tensor.shape)
+        if len(shape) > 3:
+            return super().ladder(spectrum, ranks, seed)
+        if len(shape) == 2:
+            matrices = LowRank.ladder(spectrum, ranks, seed)
+            pairs = [(m.factors["left"], m.factors["right"], m.error) for m in matrices]
+            return [Rung((a.shape[1],), error, {"core_0": a[None], "core_1": b[:, :, None]}) for a, b, error in pairs]
+        first, middle, last = shape
+        captured = spectrum.captured[:, -1]
+        clipped = [cls.feasible_rank(shape, r) for r in ranks]
+        r, q = rank_grids(captured.shape)
+        costs = torch.where((r <= middle * q) & (q <= middle * r), first * r + r * middle * q + q * last, 2**62)
+        best = best_ranks(captured, costs, [cls.parameter_count(shape, r) for r in clipped])
+        rungs = []
+        for chosen in dict.fromkeys([*clipped, *best]):
+            core, (left, whole, right), error = spectrum.orthogonal((chosen[0], spectrum.core.shape[1], chosen[1]))
+            cores = {"core_0": left[None], "core_1": mode_dot(core, whole, 1), "core_2": right.T[:, :, None]}
+            rungs.append(Rung(chosen, error, cores))
+        return rungs
 
 
 def _right_orthogonal(cores: list[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import tensorly as tl
 import torch
@@ -11,9 +12,10 @@ from tensorly.tenalg import mode_dot, multi_mode_dot
 from torch import Tensor
 
 from tensornet.decompositions.backend import on_pytorch
-from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung, register
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.orthogonal import expand, reduce
+from tensornet.decompositions.spectrum import Spectrum, best_ranks, rank_grids
 from tensornet.shapes import Rank, Shape, ranks_within
 
 
@@ -34,6 +36,10 @@ class Tucker(Decomposition):
     @classmethod
     def full_rank(cls, shape: Shape) -> tuple[int, ...]:
         return tuple(shape)
+
+    @classmethod
+    def within(cls, shape: Shape, rank: int) -> tuple[int, ...]:
+        return tuple(min(rank, n, math.prod(shape) // n) for n in shape)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, rank: Rank) -> dict[str, Shape]:
@@ -100,6 +106,32 @@ class Tucker(Decomposition):
         inner = tuple(min(r, n) for r, n in zip(ranks, core.shape, strict=True))
         rounded_core, rounded = _parts(cls.decompose(core, inner, seed))
         return _fitted(rounded_core, expand(bases, rounded), ranks)
+
+    @classmethod
+    def mode_product(cls, factors: Factors, shape: Shape, mode: int, matrix: Tensor) -> Factors:
+        return {**factors, f"factor_{mode}": matrix @ factors[f"factor_{mode}"]}
+
+    @classmethod
+    def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:
+        """Each rank, and the ranks per mode that lose least at the same number of parameters, as the HOSVD tells."""
+        shape = tuple(spectrum.tensor.shape)
+        useful = tuple(spectrum.captured.shape)
+        clipped = [cls.within(shape, r) for r in ranks]
+        budgets = [cls.parameter_count(shape, r) for r in clipped]
+        best = best_ranks(spectrum.captured, _costs(shape, useful), budgets)
+        rungs = []
+        for chosen in dict.fromkeys([*clipped, *best]):
+            core, matrices, error = spectrum.orthogonal(chosen)
+            rungs.append(Rung(chosen, error, _named(core, matrices)))
+        return rungs
+
+
+def _costs(shape: Shape, useful: Shape) -> Tensor:
+    """At [r_1 − 1, …] the parameters of core and factors; infinite where a rank is above the product of the others."""
+    grids = torch.stack(rank_grids(useful)).double()
+    core = grids.prod(0)
+    factors = (grids * torch.tensor(shape, dtype=grids.dtype).reshape(-1, *[1] * len(shape))).sum(0)
+    return torch.where((grids.square() <= core).all(0), core + factors, torch.inf)
 
 
 def _parts(factors: Factors) -> tuple[Tensor, list[Tensor]]:

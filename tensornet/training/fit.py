@@ -67,11 +67,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
         generator = torch.Generator().manual_seed((self.seed * 100_003 + self.current_epoch) * 1_000_003 + index)
-        if self.settings.flip:
-            images = random_flip(images, generator)
-        if self.settings.pad or self.image.stored > self.image.size:
-            images = random_crop(images, self.image.size, self.settings.pad, generator)
-        loss: Tensor = self.loss(self(images), labels)
+        loss: Tensor = self.loss(self(augmented(images, self.settings, self.image, generator)), labels)
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
@@ -180,6 +176,15 @@ def _intact(checkpoint: Path) -> bool:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def augmented(images: Tensor, settings: Train, image: Input, generator: torch.Generator) -> Tensor:
+    """Images as training sees them, but for the normalisation."""
+    if settings.flip:
+        images = random_flip(images, generator)
+    if settings.pad or image.stored > image.size:
+        images = random_crop(images, image.size, settings.pad, generator)
+    return images
 
 
 def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 256, *, progress: bool = False) -> float:

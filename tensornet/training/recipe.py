@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from tensornet.config import AdaptConfig
-from tensornet.errors import RecipeError, TensornetError, near
+from tensornet.config import AdaptConfig, read_layers
+from tensornet.errors import ConfigError, RecipeError, TensornetError, near
 from tensornet.names import check_task_name
 
 _FOLDERS = ("tasks", "models", "runs", "checkpoints")
@@ -152,6 +152,9 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
         source: a path, or a name that `shipped` lists.
         settings: changes `key=value`, dotted keys, values as in TOML; they also win over variants.
 
+    A path under `adapt.layers` begins at the recipe's folder, in ``settings`` at the working directory; what the plan says
+    becomes part of the recipe.
+
     Returns:
         One recipe per variant, under its name; under "" where there are none.
 
@@ -168,6 +171,11 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
     problems: list[str] = []
     recipes: dict[str, Recipe] = {}
     changes = _settings(settings, problems)
+    home = Path(source).parent if Path(source).suffix == ".toml" else Path()
+    for table in (data, *(variants.values() if isinstance(variants, dict) else ())):
+        _read_plan(table, home, problems)
+    for change in changes:
+        _read_plan(change, Path(), problems)
     if not isinstance(variants, dict):
         problems.append(f"{_at(lines, ('variants',), '')}variants: a table of variants was expected; got {variants!r}")
     for name, change in variants.items() if isinstance(variants, dict) and variants else [("", {})]:
@@ -221,6 +229,17 @@ def _settings(settings: Sequence[str], problems: list[str]) -> list[dict[str, An
         except tomllib.TOMLDecodeError:
             problems.append(f"--set {setting!r}: expected key=value, such as train.epochs=3")
     return changes
+
+
+def _read_plan(table: object, folder: Path, problems: list[str]) -> None:
+    """Put what a plan says in place of its path, so that a run records the plan itself."""
+    adapt = table.get("adapt") if isinstance(table, dict) else None
+    if isinstance(adapt, dict) and isinstance(adapt.get("layers"), str):
+        try:
+            adapt["layers"] = read_layers(folder / adapt["layers"])
+        except ConfigError as error:
+            problems.append(f"adapt.{error}")
+            del adapt["layers"]
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:

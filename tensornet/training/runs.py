@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +13,17 @@ from pathlib import Path
 import lightning as L
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
-from tensornet.data.images import Images, check_readable
+from tensornet.data.augment import normalised
+from tensornet.data.images import Images, check_readable, shuffled_loader
 from tensornet.data.sources import Split, read_domain
 from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
 from tensornet.training.adapting import Row, fresh_head, result, train_task
+from tensornet.training.fit import augmented
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.table import markdown, table
 
@@ -135,6 +138,14 @@ class Grid:
     def splits(self, task: TaskEntry) -> tuple[Split, Split]:
         """The train and the test split of a task."""
         return self._splits[task]
+
+    def inputs(self, run: Run, batches: int | None = None) -> Iterator[Tensor]:
+        """Training images of a run as its training saw them, normalised; every batch of an epoch, or the first ones."""
+        image, generator = run.recipe.input, torch.Generator().manual_seed(run.seed)
+        mean, std = torch.tensor(image.mean), torch.tensor(image.std)
+        loader = shuffled_loader(self._decoded(run)[0], run.recipe.train.batch_size, run.seed, 0)
+        for images, _ in itertools.islice(loader, batches):
+            yield normalised(augmented(images, run.recipe.train, image, generator), mean, std)
 
     def network(self, recipe: Recipe) -> AdaptedNetwork:
         """The backbone of a recipe, adapted, with no task yet."""

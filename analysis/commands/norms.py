@@ -1,4 +1,4 @@
-"""Verbs of the command line."""
+"""`tensornet norms`: how much each layer was changed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from typing import Annotated
 
 import typer
 
-from analysis.kinds import Kind
+from analysis.kinds import LABELS, Kind
 from tensornet.commands.output import Json, print_json, print_table
-
-LABELS = {
-    "delta": "norm of the delta ‖ΔW‖",
-    "relative": "relative norm ‖ΔW‖ / ‖W‖",
-    "per_parameter": "root mean square of ΔW",
-}
 
 
 def norms(
@@ -24,19 +18,23 @@ def norms(
     csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
     json: Json = False,
 ) -> None:
-    """Norm of each layer's delta, in network order, one column per task."""
+    """Norm of each layer's delta, in network order: a column per task, or per task and factor or component."""
     from analysis.norms import norms as measure
+    from analysis.tables import names
     from tensornet.atomic import write_file
 
     table = measure(tasks, kind)
     if csv is not None:
         write_file(csv, table.to_csv())
     if out is not None:
-        from analysis.figures import layer_lines, save_figure
+        from analysis.figures import component_map, layer_lines, save_figure
 
-        save_figure(layer_lines(table, "Change of every layer", LABELS[kind]), out)
+        draw = component_map if kind == "component" else layer_lines
+        save_figure(draw(table, "Change of every layer", LABELS[kind]), out)
+    labels = names(table)
     if json:
-        print_json({name: column.dropna().to_dict() for name, column in table.items()})
+        columns = (table.iloc[:, i].dropna().to_dict() for i in range(len(labels)))
+        print_json(dict(zip(labels, columns, strict=True)))
         return
     shown = table.map(lambda value: "" if value != value else f"{value:.4g}")  # NaN: the task leaves this layer alone
-    print_table(LABELS[kind], ["layer", *map(str, table.columns)], [[str(name), *row] for name, *row in shown.itertuples()])
+    print_table(LABELS[kind], ["layer", *labels], [[str(name), *row] for name, *row in shown.itertuples()])

@@ -1,0 +1,72 @@
+"""`tensornet ranks`: accuracy against rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tensornet.commands.output import Json, print_json, print_table
+
+
+def ranks(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a recipe in the package.")],
+    out: Annotated[Path, typer.Option(help="Folder for tasks and results.")],
+    rank: Annotated[list[int], typer.Option(help="A rank; 0 is norm layers alone. May be repeated.")] = [],  # noqa: B006
+    seeds: Annotated[int | None, typer.Option(help="Train each with so many seeds; the recipe's own by default.")] = None,
+    variant: Annotated[str, typer.Option(help="Which variant of the recipe to vary.")] = "",
+    data: Annotated[Path, typer.Option(help="Folder from which the recipe's paths begin.")] = Path(),
+    settings: Annotated[list[str], typer.Option("--set", help="Change a setting: train.epochs=3. May be repeated.")] = [],  # noqa: B006
+    task: Annotated[list[str], typer.Option(help="Only this task. May be repeated.")] = [],  # noqa: B006
+    figure: Annotated[Path | None, typer.Option(help="Write a figure: .png, .svg or .pdf.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check recipe and data, say what would run, and stop.")] = False,
+    json: Json = False,
+) -> None:
+    """Train every task of a recipe at several ranks; done runs are kept, and failed ones are reported at the end."""
+    from analysis.figures import rank_lines, save_figure
+    from analysis.ranks import RANKS, rank_recipes, rank_table, run_ranks
+    from analysis.tables import pairs
+    from tensornet.atomic import write_file
+    from tensornet.errors import ConfigError, RecipeError, near
+    from tensornet.training.recipe import load_recipe
+    from tensornet.training.runs import Grid
+
+    recipes = load_recipe(recipe, settings)
+    if variant not in recipes:
+        raise ConfigError(f"say with --variant which variant of {recipe} to vary. {near(variant, recipes)}")
+    grid = Grid(rank_recipes(recipes[variant], rank or RANKS, seeds), data, out, task)
+    console = Console(stderr=True)
+    done = sum(grid.finished(run) is not None for run in grid.runs)
+    console.print(f"{len(grid.runs)} runs, {done} done; results go to {out}", markup=False, highlight=False)
+    if check:
+        return
+    failed = run_ranks(
+        grid,
+        progress=console.is_terminal,
+        before=lambda run, i: console.print(f"[{i + 1}/{len(grid.runs)}] {run.label}", markup=False, highlight=False),
+    )
+    rows = grid.results()
+    if rows:
+        table = rank_table(rows)
+        if csv is not None:
+            write_file(csv, table.to_csv())
+        if figure is not None:
+            save_figure(rank_lines(table, "Accuracy against rank"), figure)
+        if json:
+            print_json(rows)
+        else:
+            tasks = list(dict.fromkeys(name for name, _ in pairs(table)))
+            columns = [
+                [
+                    f"{100 * mean:.1f} ± {100 * spread:.1f}"
+                    for mean, spread in zip(own["mean"], own["deviation"], strict=True)
+                ]
+                for own in (table[name] for name in tasks)
+            ]
+            lines = [[str(r), *row] for r, row in zip(table.index, zip(*columns, strict=True), strict=True)]
+            print_table("Accuracy on test, percent; ± one standard deviation over seeds", ["rank", *tasks], lines)
+    if failed:
+        raise RecipeError(f"{len(failed)} of {len(grid.runs)} runs", [f"{label}: {why}" for label, why in failed.items()])

@@ -1,0 +1,68 @@
+"""What all figures share: colours, marks, how layers are named on an axis, and how a figure becomes a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tensornet.errors import WriteError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""The colours of Okabe and Ito, which the colour-blind can tell apart."""
+
+MARKERS = "osD^vPX"
+
+
+def name_layers(axes: Axes, layers: Sequence[object]) -> None:
+    """Every layer by name along the horizontal axis, in network order."""
+    names = [str(layer) for layer in layers]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=9 if len(names) <= 30 else 7)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def layers_wide(count: int) -> float:
+    """Inches in which so many layer names stay apart."""
+    return min(max(6.5, 0.24 * count + 2), 16)
+
+
+def legend_below(figure: Figure, labels: Sequence[object], handles: Sequence[Any] | None = None) -> None:
+    """A legend under the panels, in as many columns as fit."""
+    longest = max(len(str(label)) for label in labels)
+    fitting = max(1, int(figure.get_size_inches()[0] / (0.075 * longest + 0.55)))
+    found = figure.axes[0].get_legend_handles_labels()[0] if handles is None else list(handles)
+    figure.legend(
+        found,
+        [str(label) for label in labels],
+        loc="outside lower center",
+        frameon=False,
+        ncols=min(len(labels), fitting),
+        fontsize=9,
+    )
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid, no box."""
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, SVG or PDF, by the suffix of ``path``.
+
+    Raises:
+        WriteError: the place is not writable, or the suffix is another.
+    """
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise WriteError(f"{path}: a figure is written as .png, .svg or .pdf")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(path)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

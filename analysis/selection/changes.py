@@ -1,0 +1,170 @@
+"""Where the deltas to be decomposed come from: two networks or checkpoints, a task, or gradients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tensornet.config import AdaptConfig
+from tensornet.errors import MismatchError, NonFiniteError, TaskFileError
+from tensornet.files import read_task
+from tensornet.targets import Target, find_head, select
+
+Network = nn.Module | str | Path
+"""A module, or the path of a safetensors checkpoint; for what was tuned also a task folder."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one weight should change by.
+
+    Attributes:
+        target: the weight.
+        delta: ΔW, in the shape of the weight.
+        weight: W with its delta, where it is known.
+        itemsize: bytes of one stored number.
+    """
+
+    target: Target
+    delta: Tensor
+    weight: Tensor | None = None
+    itemsize: int = 4
+
+
+def changes(base: Network | None, tuned: Network | Sequence[Change]) -> list[Change]:
+    """ΔW = W_tuned − W_base of every target, in network order.
+
+    Args:
+        base: a module or a safetensors file; None where ``tuned`` says it all.
+        tuned: a module, a safetensors file, a task folder, or the changes themselves.
+
+    Returns:
+        For modules the targets of `AdaptConfig()`; for files every tensor of two or more modes called `….weight` but the
+        last linear layer's; for a task folder the layers that it adapts.
+
+    Raises:
+        MismatchError: names or shapes differ; all that do are listed.
+        NonFiniteError: weights hold NaN or infinity; all that do are listed.
+        TaskFileError: a file cannot be read, or nothing changed.
+    """
+    if isinstance(tuned, str | Path) and Path(tuned).is_dir():
+        found = [Change(delta.target, delta.dense().detach()) for _, delta, _ in read_task(tuned).deltas()]
+        found.sort(key=lambda change: change.target.order)
+    elif isinstance(tuned, nn.Module | str | Path):
+        found = _between(base, tuned)
+    else:
+        found = list(tuned)
+    broken = [change.target.name for change in found if not torch.isfinite(change.delta).all()]
+    if broken:
+        raise NonFiniteError(f"NaN or infinity in the weights of {len(broken)} layers: {', '.join(broken[:20])}")
+    if not found or not any(change.delta.any() for change in found):
+        raise TaskFileError("nothing changed: the deltas of all layers are zero, so there is nothing to decompose")
+    return found
+
+
+def gradients(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> list[Change]:
+    """ΔW = −∂L/∂W of every target of `AdaptConfig()`, summed over batches: where a first step would go.
+
+    Args:
+        network: with a head that suits the labels; it is left as it is.
+        batches: pairs of input and labels.
+        loss: of output and labels, a scalar.
+
+    Raises:
+        NonFiniteError: a gradient is not finite.
+    """
+    targets = _targets(network)
+    weights = [_weight(network, target) for target in targets]
+    required = [weight.requires_grad for weight in weights]
+    sums = [torch.zeros_like(weight) for weight in weights]
+    training = network.training
+    network.eval()  # running statistics stay as they are
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for x, y in batches:
+            for total, grad in zip(sums, torch.autograd.grad(loss(network(x), y), weights), strict=True):
+                total -= grad
+    finally:
+        network.train(training)
+        for weight, before in zip(weights, required, strict=True):
+            weight.requires_grad_(before)
+    return [
+        Change(target, total, weight.detach(), weight.element_size())
+        for target, total, weight in zip(targets, sums, weights, strict=True)
+    ]
+
+
+def _between(base: Network | None, tuned: Network) -> list[Change]:
+    if base is None:
+        raise TaskFileError("a tuned network alone says nothing of its change: give its base too")
+    module = next((network for network in (base, tuned) if isinstance(network, nn.Module)), None)
+    before, after = _state(base), _state(tuned)
+    if module is not None:
+        targets = _targets(module)
+        keys = [f"{t.module}.{t.parameter}" if t.module else t.parameter for t in targets]
+    else:
+        targets = _targets_of_file(before)
+        keys = [f"{target.module}.weight" for target in targets]
+        extra = [t.module for t in _targets_of_file(after) if f"{t.module}.weight" not in before]
+        _refuse([f"{name}.weight: only in the tuned checkpoint" for name in extra])
+    problems = []
+    for key in keys:
+        missing = [where for where, state in (("base", before), ("tuned", after)) if key not in state]
+        if missing:
+            problems.append(f"{key}: not in the {' and the '.join(missing)}")
+        elif before[key].shape != after[key].shape:
+            problems.append(f"{key}: {tuple(before[key].shape)} in the base, {tuple(after[key].shape)} in the tuned")
+    _refuse(problems)
+    found = []
+    for target, key in zip(targets, keys, strict=True):
+        delta = after[key].detach().float() - before[key].detach().float()
+        found.append(Change(target, delta, after[key].detach().float(), before[key].element_size()))
+    return found
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise MismatchError("base and tuned are not the same architecture", problems, "Give two checkpoints of one network.")
+
+
+def _state(network: Network) -> Mapping[str, Tensor]:
+    if isinstance(network, nn.Module):
+        return network.state_dict()
+    try:
+        return load_file(network)
+    except (OSError, SafetensorError) as error:
+        advice = "a checkpoint is a .safetensors file with the names of a state dict"
+        raise TaskFileError(f"{network} cannot be read: {error}; {advice}") from None
+
+
+def _targets(network: nn.Module) -> list[Target]:
+    return [target for target, _ in select(network, AdaptConfig(), find_head(network, None))]
+
+
+def _targets_of_file(state: Mapping[str, Tensor]) -> list[Target]:
+    names = [name for name in state if name.endswith(".weight") and state[name].ndim >= 2]
+    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    linear = [name for name in names if state[name].ndim == 2]
+    names = [name for name in names if name != (linear[-1] if linear else None)]
+    shapes = [tuple(state[name].shape) for name in names]
+    paths = [name.removesuffix(".weight") for name in names]
+    return [Target(p, "weight", s, kernel=len(s) > 2, order=i) for i, (p, s) in enumerate(zip(paths, shapes, strict=True))]
+
+
+def _weight(network: nn.Module, target: Target) -> Tensor:
+    weight = network.get_submodule(target.module)._parameters[target.parameter]
+    assert weight is not None
+    return weight

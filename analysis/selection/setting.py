@@ -1,0 +1,107 @@
+"""One task of a recipe as a place to choose in: its network, its images, its gradients."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from analysis.selection.changes import Change, gradients
+from tensornet.backbones import load_weights
+from tensornet.config import NONE
+from tensornet.data.augment import centre_crop, normalised
+from tensornet.data.images import Images, ordered_loader
+from tensornet.errors import ConfigError, near
+from tensornet.network import AdaptedNetwork
+from tensornet.training.adapting import fresh_head, train_task
+from tensornet.training.fit import evaluate
+from tensornet.training.recipe import load_recipe
+from tensornet.training.runs import Grid
+
+HEAD_EPOCHS = 3
+"""Of a head on frozen features, before gradients are taken: those of a random head say nothing."""
+
+
+class Setting:
+    """A task of a recipe.
+
+    Args:
+        recipe: a TOML file, or the name of one in the package.
+        variant: of the recipe; the first where it is empty.
+        task: name of one of its tasks.
+        data: folder from which its paths begin.
+        images: how many training images are looked at.
+
+    Raises:
+        ConfigError: there is no such variant, or no images are asked for.
+        RecipeError: the recipe, its task, its backbone or its data cannot be used.
+    """
+
+    def __init__(self, recipe: str, variant: str, task: str, data: Path, images: int) -> None:
+        recipes = load_recipe(recipe)
+        variant = variant or next(iter(recipes))
+        if variant not in recipes:
+            raise ConfigError(f"{recipe} has no variant {variant!r}. {near(variant, recipes)}")
+        if images < 1:
+            raise ConfigError(f"images must be at least 1; got {images}")
+        self._grid = Grid({variant: recipes[variant]}, data, Path(), [task])
+        self._run = self._grid.runs[0]
+        self._recipe = recipes[variant]
+        self._images = images
+
+    def network(self) -> AdaptedNetwork:
+        """The backbone, adapted, with no task yet."""
+        return self._grid.network(self._recipe)
+
+    def base(self) -> nn.Module:
+        """The backbone with a head for the task's classes."""
+        net = self.network()
+        net.add_task("base", fresh_head(net, len(self._grid.splits(self._run.task)[0].classes)))
+        return net.merged("base")
+
+    def tuned(self, path: Path) -> nn.Module:
+        """The network with the weights of a checkpoint, or of a task folder.
+
+        Raises:
+            BackboneError: the checkpoint cannot be read, or does not fit.
+            TaskFileError: the task cannot be read, or is of another backbone.
+        """
+        if path.is_dir():
+            net = self.network()
+            return net.merged(net.load_task(path).name)
+        network = self.base()
+        load_weights(network, path)
+        return network
+
+    def gradients(self) -> list[Change]:
+        """−∂L/∂W on the training images, with a head trained for a few epochs on frozen features."""
+        head_only = self._recipe.model_copy(update={"adapt": {"decomposition": NONE, "norms": "shared"}})
+        net, image = self._grid.network(head_only), self._recipe.input
+        train, test = (Images(split, image.stored) for split in self._grid.splits(self._run.task))
+        settings = self._recipe.train.model_copy(update={"epochs": HEAD_EPOCHS, "method": "adapt"})
+        train_task(net, "head", train, test, settings, image, self._run.seed, progress=False)
+        return gradients(net.merged("head"), self._batches())
+
+    def accuracy(self, network: nn.Module) -> float:
+        """On the test split, in [0, 1]."""
+        image = self._recipe.input
+        return evaluate(network, Images(self._grid.splits(self._run.task)[1], image.stored), image)
+
+    def inputs(self) -> list[Tensor]:
+        """Training images without augmentation, normalised, in batches."""
+        return [images for images, _ in self._batches()]
+
+    def training_inputs(self) -> Iterator[Tensor]:
+        """An epoch of training images as training sees them."""
+        return self._grid.inputs(self._run)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        image = self._recipe.input
+        train = Images(self._grid.splits(self._run.task)[0], image.stored)
+        mean, std = torch.tensor(image.mean), torch.tensor(image.std)
+        size = min(64, self._images)
+        for images, labels in itertools.islice(ordered_loader(train, size), max(self._images // size, 1)):
+            yield normalised(centre_crop(images, image.size), mean, std), labels

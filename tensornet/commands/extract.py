@@ -1,0 +1,49 @@
+"""`tensornet extract`: a task from a network that was fine-tuned as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tensornet.commands.output import Json, print_json, print_table
+
+
+def extract(
+    tuned: Annotated[Path, typer.Argument(help="A safetensors file: the state dict of the fine-tuned network.")],
+    out: Annotated[Path, typer.Option(help="Folder for the task.")],
+    backbone: Annotated[str, typer.Option(help="What it began from: hub:DIR:ENTRY, timm:NAME, …")],
+    plan: Annotated[Path | None, typer.Option(help="A plan of `tensornet choose`.")] = None,
+    decomposition: Annotated[str, typer.Option(help="Without a plan: for every layer.")] = "cp",
+    rank: Annotated[int | None, typer.Option(help="Without a plan: of every layer.")] = None,
+    name: Annotated[str, typer.Option(help="Of the task; the file's by default.")] = "",
+    data: Annotated[Path, typer.Option(help="Folder from which the paths of backbone and weights begin.")] = Path(),
+    weights: Annotated[str | None, typer.Option(help="A safetensors file with the backbone's weights.")] = None,
+    json: Json = False,
+) -> None:
+    """Decompose what fine-tuning changed into a task folder: deltas, the tuned norms and the tuned head."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from tensornet.backbones import load_backbone
+    from tensornet.config import NONE, AdaptConfig
+    from tensornet.errors import ConfigError, TaskFileError
+    from tensornet.extraction import extract_task
+    from tensornet.network import adapt
+
+    if plan is not None and rank is not None:
+        raise ConfigError("a plan says the ranks; give --plan or --rank, not both")
+    try:
+        state = load_file(tuned)
+    except (OSError, SafetensorError) as error:
+        raise TaskFileError(f"{tuned} cannot be read as a safetensors file: {error}") from None
+    config = AdaptConfig(decomposition, rank) if plan is None else AdaptConfig(NONE, layers=plan)
+    net = adapt(load_backbone(backbone, root=data, weights=weights), config, name=backbone)
+    task = extract_task(net, name or tuned.stem, state)
+    net.save_task(task.name, out)
+    counts = task.parameter_counts()
+    if json:
+        print_json({"task": task.name, "out": str(out), "parameters": counts})
+        return
+    print_table(f"{task.name}, in {out}", ["part", "parameters"], [[part, f"{count:,}"] for part, count in counts.items()])

@@ -1,0 +1,112 @@
+"""A task from a network that was fine-tuned as a whole: its deltas decomposed, its norms and its head taken over."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tensornet.config import AdaptConfig
+from tensornet.decompositions import Decomposition
+from tensornet.delta import gathered
+from tensornet.errors import BackboneError, MismatchError
+from tensornet.network import AdaptedNetwork
+from tensornet.plan import TensorPlan
+from tensornet.task import Task
+
+
+def extract_task(
+    net: AdaptedNetwork,
+    name: str,
+    tuned: nn.Module | Mapping[str, Tensor],
+    config: AdaptConfig | None = None,
+    decompositions: Mapping[str, Decomposition] | None = None,
+    *,
+    seed: int = 0,
+) -> Task:
+    """Add the task whose deltas are the decomposed differences W_tuned − W_backbone.
+
+    Args:
+        net: the adapted backbone that ``tuned`` began from.
+        name: of the task.
+        tuned: the fine-tuned network or its state dict; its head may have other classes.
+        config: which layers get which decomposition and rank, such as `Plan.config()`; the network's by default.
+        decompositions: deltas that are decomposed already, by the name of their tensor, such as `Plan.decompositions`.
+        seed: of the decompositions.
+
+    Raises:
+        MismatchError: names or shapes differ from the backbone's; all that do are listed.
+        BackboneError: the head is no linear layer, so that none of another width can be made.
+        NonFiniteError: a difference holds NaN or infinity.
+
+    Warns:
+        UserWarning: something changed that a task of this config cannot hold, such as biases.
+    """
+    state = dict(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
+    own = net.backbone.state_dict()
+    inside = f"{net.head_path}." if net.head_path is not None else None
+    outside = [key for key in own if inside is None or not key.startswith(inside)]
+    problems = [f"{key}: missing" for key in own if key not in state]
+    problems += [f"{key}: unknown" for key in state if key not in own]
+    problems += [
+        f"{key}: {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in outside
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise MismatchError("the tuned network is not of the backbone's architecture", problems)
+    task = net.add_task(name, _head(net, state), config)
+    try:
+        carried = set(_norms_taken(task, state))
+        for plan, module in task.tensors():
+            known = (decompositions or {}).get(plan.fold.name)
+            made = known if known is not None else _decomposed(plan, own, state, seed)
+            with torch.no_grad():
+                for factor, value in made.factors().items():
+                    module.get_parameter(factor).copy_(value)
+            carried |= {f"{path}.{parameter}" for m in plan.fold.members for path, parameter in m.target.places}
+        lost = [key for key in outside if key not in carried and not torch.equal(own[key].cpu(), state[key].cpu())]
+        if lost:
+            warnings.warn(
+                f"{len(lost)} tensors changed that this task cannot hold, and stay the backbone's: {', '.join(lost[:8])}",
+                stacklevel=2,
+            )
+    except BaseException:
+        net.remove_task(name)
+        raise
+    return task
+
+
+def _decomposed(plan: TensorPlan, before: Mapping[str, Tensor], after: Mapping[str, Tensor], seed: int) -> Decomposition:
+    deltas = {}
+    for member in plan.fold.members:
+        key = f"{member.target.module}.{member.target.parameter}"
+        deltas[member.target.name] = (after[key].cpu().float() - before[key].cpu().float()) / plan.scale
+    return plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed)
+
+
+def _norms_taken(task: Task, state: Mapping[str, Tensor]) -> list[str]:
+    """Fill the task's norms from a state dict; the keys that were taken."""
+    taken: list[str] = []
+    for path, norm in task.own_norms().items():
+        keys = {name: f"{path}.{name}" for name in norm.state_dict()}
+        norm.load_state_dict({name: state[key] for name, key in keys.items()})
+        taken += keys.values()
+    return taken
+
+
+def _head(net: AdaptedNetwork, state: Mapping[str, Tensor]) -> nn.Module | None:
+    if net.head_path is None:
+        return None
+    own = net.backbone.get_submodule(net.head_path)
+    tensors = {k.removeprefix(f"{net.head_path}."): v for k, v in state.items() if k.startswith(f"{net.head_path}.")}
+    if not isinstance(own, nn.Linear):
+        raise BackboneError(f"the head {net.head_path!r} is a {type(own).__name__}; only a linear head can be taken over")
+    weight = tensors["weight"]
+    head = nn.Linear(
+        weight.shape[1], weight.shape[0], bias="bias" in tensors, device=own.weight.device, dtype=own.weight.dtype
+    )
+    head.load_state_dict(tensors)
+    return head
