@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tensornet.decompositions import Decomposition, name_of
+from tensornet.decompositions import Decomposition, Spectrum, name_of
 from tensornet.errors import NonFiniteError, RankError, ShapeError
 from tensornet.shapes import Shape
 
@@ -35,6 +35,8 @@ def check_decomposition(cls: type[Decomposition], shapes: Sequence[Shape] = SHAP
             _check_slices(cls, shape, rank, where)
             _check_bottleneck(cls, shape, rank, where)
             _check_rounding(cls, shape, rank, where)
+            _check_products(cls, shape, rank, where)
+        _check_ladder(cls, shape, ranks)
         _check_full_rank(cls, shape)
         _check_budget(cls, shape)
         _check_refusals(cls, shape)
@@ -110,6 +112,32 @@ def _check_rounding(cls: type[Decomposition], shape: Shape, rank: int | tuple[in
     assert lower.rank == cls.feasible_rank(shape, 1), f"{where}: rounded(1) has rank {lower.rank}"
     error = (lower.to_tensor() - made.to_tensor()).norm().item()
     assert error <= made.norm().item() * (1 + 1e-6), f"{where}: rounded(1) is farther away than zero is"
+
+
+def _check_products(cls: type[Decomposition], shape: Shape, rank: int | tuple[int, ...], where: str) -> None:
+    made = random_instance(cls, shape, rank)
+    dense = made.to_tensor().detach()
+    for mode, n in enumerate(shape):
+        matrix = torch.randn(n, n, generator=torch.Generator().manual_seed(mode), dtype=torch.float64)
+        factors = cls.mode_product(made.factors(), shape, mode, matrix)
+        if factors is not None:
+            wanted = torch.tensordot(matrix, dense, ([1], [mode])).movedim(0, mode)
+            _equal(cls.reconstruct(factors, shape), wanted, f"{where}: mode_product(mode={mode})", 1e-9)
+
+
+def _check_ladder(cls: type[Decomposition], shape: Shape, ranks: Sequence[int]) -> None:
+    where = f"{cls.__name__} of shape {shape}: ladder"
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    rungs = cls.ladder(Spectrum(tensor), sorted(ranks), 0)
+    size = float(tensor.square().sum())
+    for rung in rungs:
+        found = cls.from_factors(shape, rung.rank, rung.factors).to_tensor().detach()
+        error = float((found - tensor).square().sum())
+        _close(rung.error, error, size, f"{where}: the error at rank {rung.rank}", 1e-6)
+        assert rung.error <= size * (1 + 1e-9), f"{where}: rank {rung.rank} is farther away than zero is"
+    for rank in ranks:
+        wanted = cls.within(shape, rank)
+        assert any(rung.rank == wanted for rung in rungs), f"{where}: rank {rank}, stored as {wanted}, is missing"
 
 
 def _check_full_rank(cls: type[Decomposition], shape: Shape) -> None:

@@ -9,6 +9,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import library
 
+from tests.commands import HUB, RECIPE, tensornet
+from tests.images import image_folder, parquet
+
 VISION = Path(sys.prefix) / "vision"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -48,6 +51,25 @@ def torchvision():
 @pytest.fixture(scope="session")
 def timm(torchvision):
     return pytest.importorskip("timm")
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    (root / "hub").symlink_to(HUB)
+    image_folder(root / "folders")
+    parquet(root / "parquet", ("up", "down", "left"))
+    (root / "recipe.toml").write_text(RECIPE)
+    image_folder(root / "broken", train=3, test=2)
+    (root / "broken/train/ant/1.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_run(data_root):
+    out = data_root / "run"
+    tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", out)
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -13,74 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import tensornet as tn
-from tensornet.cli import app
 from tensornet.errors import RecipeError
 from tensornet.training.recipe import load_recipe, shipped
 from tensornet.training.runs import Grid
-from tests.images import image_folder, lists, parquet
-
-HUB = Path(__file__).parent / "hub"
-
-RECIPE = """
-[backbone]
-source = "hub:hub:tiny"
-[input]
-size = 12
-[adapt]
-decomposition = "cp"
-rank = 2
-[train]
-epochs = 6
-batch_size = 8
-lr = 2e-2
-pad = 1
-flip = false
-[[tasks]]
-name = "folders"
-data = "folders"
-[[tasks]]
-name = "parquet"
-data = "parquet"
-"""
-
-
-def tensornet(*args, code=0, cwd=None):
-    """Run the command in a process of its own, warnings as errors in our own code."""
-    command = [sys.executable, "-W", "error::UserWarning:tensornet", "-m", "tensornet.cli", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout if code == 0 else " ".join(done.stderr.split())
-
-
-def refused(*args, code=1):
-    """What the command says where it refuses; in this process, for speed."""
-    done = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert done.exit_code == code, done.output
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return " ".join(done.stderr.split())
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    (root / "hub").symlink_to(HUB)
-    image_folder(root / "folders")
-    parquet(root / "parquet", ("up", "down", "left"))
-    (root / "recipe.toml").write_text(RECIPE)
-    image_folder(root / "broken", train=3, test=2)
-    (root / "broken/train/ant/1.png").write_bytes(b"no image")
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained_run(data_root):
-    out = data_root / "run"
-    tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", out)
-    return out
+from tests.commands import HUB, RECIPE, refused, tensornet
+from tests.images import image_folder, lists
 
 
 def test_train_writes_tasks_and_results(trained_run, data_root):

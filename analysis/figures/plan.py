@@ -6,6 +6,7 @@ from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.canvas import COLOURS, MARKERS, layers_wide, name_layers, tidy
 from analysis.selection.plan import Plan
@@ -54,6 +55,9 @@ def _curve(axes: Axes, plan: Plan) -> None:
     axes.plot(own.index, own, color=COLOURS[0], marker=MARKERS[0], markersize=5, linewidth=2.2, label="chosen per layer")
     axes.axvline(plan.budget, color="#777777", linestyle=":", label="the budget")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
     axes.set_xlabel({"multiply_adds": "multiply-adds of one sample"}.get(plan.unit, plan.unit))
     axes.set_ylabel("relative error of all layers")

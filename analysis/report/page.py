@@ -10,9 +10,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
-from analysis.report.contents import contents
 from tensornet.atomic import write_file
 
 
@@ -29,6 +26,8 @@ def report(run: str | Path, out: str | Path, plans: Sequence[str | Path] = ()) -
         ConfigError: a plan cannot be read.
         WriteError: the file cannot be written.
     """
+    from analysis.report.contents import contents  # with it comes all that trains
+
     data = contents(Path(run), [Path(plan) for plan in plans])
     write_file(out, render(data))
     return Path(out)
@@ -36,6 +35,8 @@ def report(run: str | Path, out: str | Path, plans: Sequence[str | Path] = ()) -
 
 def render(data: dict[str, Any]) -> str:
     """The page of `contents`."""
+    from plotly.offline import get_plotlyjs
+
     files = {name: _file(name) for name in ("report.css", "report.js")}
     return Template(_file("report.html")).substitute(
         title=escape(f"Report on {data['run']}"),

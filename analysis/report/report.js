@@ -170,10 +170,13 @@ function lines(points, i, name, key, extra) {
 function startSweep() {
   if (!data.sweep.length) return;
   byId("sweep").hidden = false;
-  const names = [...new Set(data.sweep.map((p) => [p.variant, p.task, p.kind].filter(Boolean).join(", ")))];
+  const several = (key) => new Set(data.sweep.map((p) => p[key])).size > 1;
+  const label = (p) => [several("variant") && p.variant, p.task, several("seed") && `seed ${p.seed}`, several("kind") && p.kind]
+    .filter(Boolean).join(", ");
+  const names = [...new Set(data.sweep.map(label))];
   const drawSweep = () => {
     const traces = names.flatMap((name, i) => {
-      const own = data.sweep.filter((p) => [p.variant, p.task, p.kind].filter(Boolean).join(", ") === name)
+      const own = data.sweep.filter((p) => label(p) === name)
         .sort((a, b) => a.threshold - b.threshold);
       const made = [lines(own, i, name, "accuracy", {})];
       if (own.some((p) => p.reestimated !== null)) {
@@ -246,7 +249,8 @@ function startLikeness() {
     details.append(summary, table);
     byId("likeness-plots").append(title, plot, details);
     const drawLikeness = () => draw(plot, [{
-      type: "heatmap", x: one.tasks, y: one.tasks, z: one.cosines, zmin: -1, zmax: 1, colorscale: "RdBu", reversescale: true,
+      type: "heatmap", x: one.tasks, y: one.tasks, z: one.cosines, zmin: -1, zmax: 1, 
+      colorscale: [[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
       texttemplate: "%{z:.2f}", hovertemplate: "%{y} – %{x}: %{z:.3f}<extra></extra>",
     }], { yaxis: { autorange: "reversed" } });
     drawLikeness();

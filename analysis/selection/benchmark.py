@@ -3,8 +3,8 @@
     python -m analysis.selection.benchmark
 
 The 53 deltas are random tensors whose singular values fall along every mode. The choice is timed as a whole; then the
-candidates of one layer of each shape are timed, layer by layer in turn with TensorLy doing every decomposition and rank of it
-from the beginning, and both are counted as often as the shape occurs.
+candidates of one layer of each shape are timed, layer by layer in turn with TensorLy doing every decomposition and rank of
+it from the beginning, and both are counted as often as the shape occurs.
 """
 
 from __future__ import annotations

@@ -67,8 +67,11 @@ class Fit(NamedTuple):
 STEPS = 60
 """Sweeps over the modes at each rank; the rank before has done most of the work."""
 
-OPPOSITE = -0.95
-"""Cosine of two components, each longer than their sum with all others, below which the fit is degenerate."""
+OPPOSITE = -0.75
+"""Cosine of two components, each longer than the sum of all, below which a fit is degenerate."""
+
+WORTH = 0.01
+"""Share of the energy that a regularised fit may lose beyond the plain one and still be taken."""
 
 
 @on_pytorch
@@ -104,8 +107,7 @@ def ascending(spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Fit]:
         if rank >= exact:
             fits.append(Fit(rank, 0.0, constructed(spectrum.wide)))
             break
-        found, note = _swept(small, _widened(warm, rank, generator))
-        residual = float((tl.cp_to_tensor((None, [f.double() for f in found])) - small.double()).square().sum())
+        found, residual, note = _swept(small, _widened(warm, rank, generator))
         before = fits[-1].error if fits else spectrum.energy
         if lost + residual * size**2 > before:
             found = [torch.cat([f, f.new_zeros(f.shape[0], rank - f.shape[1])], dim=1) for f in warm]
@@ -123,31 +125,38 @@ def _outside(factors: list[Tensor], bases: list[Tensor], size: float) -> list[Te
     return balanced(wide)
 
 
-def _swept(tensor: Tensor, begin: list[Tensor]) -> tuple[list[Tensor], str]:
-    """Alternating least squares from given factors, with a ridge where components cancel, and a note."""
-    rank = begin[0].shape[1]
-    note = ""
-    found = begin
-    for ridge in (0.0, 1e-4, 1e-3, 1e-2, 1e-1):
-        start = [f.clone() for f in begin]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TensorLy warns of ranks above a mode, which CP allows
-                (_, factors), errors = parafac(
-                    tensor, rank, STEPS, init=(None, start), tol=1e-5, l2_reg=ridge, return_errors=True
-                )
-        except (RuntimeError, ValueError):  # torch.linalg reports a singular system as RuntimeError
-            note = "regularised: the equations were singular"
+def _swept(tensor: Tensor, begin: list[Tensor]) -> tuple[list[Tensor], float, str]:
+    """Alternating least squares from given factors, with a ridge where components cancel: factors, squared error, note."""
+    plain: tuple[list[Tensor], float, str] | None = None
+    for ridge in (0.0, 1e-4, 1e-3, 1e-2):
+        found, errors = _least_squares(tensor, begin, ridge)
+        if found is None:
             continue
-        if not all(torch.isfinite(f).all() for f in factors):
-            note = "regularised: the equations were singular"
-            continue
-        found = balanced([f.contiguous() for f in factors])
-        if not _degenerate(found):
-            settled = len(errors) < STEPS or float(errors[-2] - errors[-1]) < 1e-3
-            return found, note or ("" if settled else f"not settled after {STEPS} sweeps")
-        note = "regularised: components cancelled"
-    return found, note + ", and still do"
+        residual = float((tl.cp_to_tensor((None, [f.double() for f in found])) - tensor.double()).square().sum())
+        settled = len(errors) < STEPS or errors[-2] - errors[-1] < 1e-3
+        if not _degenerate(found) and (plain is None or residual <= plain[1] + WORTH):
+            note = "regularised: components cancelled" if ridge else "" if settled else f"not settled after {STEPS} sweeps"
+            return found, residual, note
+        plain = plain or (found, residual, "components cancel")
+    if plain is None:
+        return begin, float(tensor.double().square().sum()), "the equations were singular"
+    return plain
+
+
+def _least_squares(tensor: Tensor, begin: list[Tensor], ridge: float) -> tuple[list[Tensor] | None, list[float]]:
+    """Factors and the relative error after each sweep; None where the equations were singular."""
+    start = (None, [f.clone() for f in begin])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorLy warns of ranks above a mode, which CP allows
+            (_, factors), errors = parafac(
+                tensor, begin[0].shape[1], STEPS, init=start, tol=1e-5, l2_reg=ridge, return_errors=True
+            )
+    except (RuntimeError, ValueError):  # torch.linalg reports a singular system as RuntimeError
+        return None, []
+    if not all(torch.isfinite(f).all() for f in factors):
+        return None, []
+    return balanced([f.contiguous() for f in factors]), [float(error) for error in errors]
 
 
 def _degenerate(factors: list[Tensor]) -> bool:
@@ -160,12 +169,15 @@ def _degenerate(factors: list[Tensor]) -> bool:
 
 
 def _widened(factors: list[Tensor], rank: int, generator: torch.Generator) -> list[Tensor]:
-    """The same components and new ones up to ``rank``: leading directions of each mode, random where there are no more."""
+    """The same components and new ones up to ``rank``: leading directions of each mode, random where it has no more.
+
+    A little off those directions: a start exactly on them can be a saddle.
+    """
     wide = []
     for factor in factors:
         n, have = factor.shape
         fresh = torch.randn(n, rank - have, generator=generator) / n**0.5
-        for column in range(have, min(n, rank)):
-            fresh[:, column - have] = torch.eye(n)[column]
+        along = torch.eye(n, rank)[:, have:]
+        fresh = torch.where(along.any(0), along + 0.2 * fresh, fresh)
         wide.append(torch.cat([factor, fresh.to(factor)], dim=1))
     return wide

@@ -1,0 +1,182 @@
+"""The verbs of the analysis package on a run that was trained with the command line."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import analysis
+import tensornet as tn
+from analysis.ranks import rank_recipes, rank_table
+from tensornet.errors import ConfigError, TaskFileError
+from tensornet.training.recipe import load_recipe
+from tensornet.training.statistics import reestimate
+from tests.commands import ran, refused
+
+
+@pytest.fixture
+def run(trained_run, tmp_path):
+    return shutil.copytree(trained_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def tuned(data_root):
+    out = data_root / "full"
+    sets = ["train.method=full", "train.lr=5e-3", "train.epochs=4"]
+    ran("train", data_root / "recipe.toml", "--data", data_root, "--out", out, *(f"--set={s}" for s in sets))
+    return out / "models" / "folders.safetensors"
+
+
+def test_norms_of_every_kind(run, tmp_path):
+    tasks = sorted((run / "tasks").iterdir())
+    for kind in ("delta", "relative", "per_parameter", "factor", "component"):
+        out, csv = tmp_path / f"{kind}.png", tmp_path / f"{kind}.csv"
+        found = json.loads(ran("norms", *tasks, "--kind", kind, "--json", "--out", out, "--csv", csv))
+        table = analysis.norms(tasks, kind=kind)
+        assert out.stat().st_size > 3000
+        assert len(found) == table.shape[1]
+        assert next(iter(found.values())) == pytest.approx(table.iloc[:, 0].dropna().to_dict())
+    assert pd.read_csv(tmp_path / "delta.csv", index_col=0).shape == (2, 2)
+    assert "--out" in ran("norms", "--help")
+    assert "cannot write" in refused("norms", *tasks, "--out", tmp_path / "no" / "x.png")
+    assert "cannot write" in refused("norms", *tasks, "--csv", tmp_path / "no" / "x.csv")
+
+
+def test_prune_and_sweep(run, tmp_path, data_root):
+    task = run / "tasks" / "folders"
+    norms = analysis.norms(task)["folders"]
+    limit = float(norms.max())
+    found = json.loads(ran("prune", task, "--threshold", limit, "--out", tmp_path / "small", "--json"))
+    assert found["removed"] == list(norms.index[norms < limit])
+    assert tn.read_task(tmp_path / "small").parameter_counts()["deltas"] == found["parameters"]
+    assert "removes every delta" in refused("prune", task, "--threshold", "1e9", "--out", tmp_path / "x")
+    assert "give a task folder to prune, or --sweep" in refused("prune")
+    assert "--out says where" in refused("prune", task, "--keep", "1")
+    ran("prune", task, "--keep", "1", "--norms", "0.01", "--data", data_root, "--out", tmp_path / "kept")
+    out = tmp_path / "sweep.png"
+    command = ["prune", "--sweep", run, "--data", data_root, "--reestimate", "--out", out, "--csv", tmp_path / "s.csv"]
+    points = json.loads(ran(*command, "--json"))
+    assert out.stat().st_size > 10_000
+    for task in ("folders", "parquet"):
+        own = [p for p in points if p["task"] == task]
+        results = json.loads((run / "results.json").read_text())["runs"]
+        trained = next(row["value"] for row in results if row["task"] == task)
+        assert own[0]["removed"] == 0
+        assert own[0]["accuracy"] == pytest.approx(trained, abs=1e-6), "nothing removed, nothing changed"
+        assert own[-1]["removed"] == own[-1]["layers"]
+        assert own[-1]["parameters"] == 0
+        assert all(p["reestimated"] is not None for p in own)
+        assert own[0]["reestimated"] >= trained - 0.15
+    written = (run / "sweep.json").stat().st_mtime_ns
+    assert json.loads(ran(*command, "--json")) == points
+    assert (run / "sweep.json").stat().st_mtime_ns == written, "what is known is not tested again"
+    (run / "sweep.json").write_text("{}")
+    assert "is not what 'tensornet prune --sweep' wrote" in refused(*command)
+
+
+def test_statistics_are_those_of_the_inputs():
+    from tests.toys import ResNet, trained
+
+    net = tn.adapt(ResNet(), tn.AdaptConfig("cp", rank=2))
+    trained(net.add_task("a", torch.nn.Linear(8, 3)))
+    before = {n: t.clone() for n, t in net.backbone.state_dict().items()}
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(3)]
+    reestimate(net, "a", iter(batches))
+    assert all(torch.equal(t, before[n]) for n, t in net.backbone.state_dict().items())
+    net.set_task("a")
+    seen = [net.backbone.conv1(x) for x in batches]
+    means = torch.stack([y.mean((0, 2, 3)) for y in seen]).mean(0)
+    torch.testing.assert_close(net["a"].own_norms()["bn1"].running_mean, means.detach(), rtol=1e-4, atol=1e-5)
+    assert net["a"].own_norms()["bn1"].momentum == 0.1
+    with pytest.raises(tn.TensornetError, match="no data at all"):
+        reestimate(net, "a", [])
+
+
+def test_ranks(data_root, tmp_path):
+    recipe, out = data_root / "recipe.toml", tmp_path / "ranks"
+    sets = ["--set", "train.epochs=1", "--task", "folders", "--rank", "2", "--rank", "0"]
+    command = ["ranks", recipe, "--data", data_root, "--out", out, "--seeds", "2", *sets]
+    rows = json.loads(ran(*command, "--json", "--figure", tmp_path / "r.svg", "--csv", tmp_path / "r.csv"))
+    assert {(row["variant"], row["seed"]) for row in rows} == {(f"rank-{r}", s) for r in (0, 2) for s in (0, 1)}
+    assert (tmp_path / "r.svg").stat().st_size > 3000
+    table = rank_table(rows)
+    assert list(table.index) == [0, 2]
+    values = [row["value"] for row in rows if row["variant"] == "rank-2"]
+    assert table.loc[2, ("folders", "mean")] == pytest.approx(sum(values) / 2)
+    done = ran(*command)
+    assert "±" in done
+    assert not tn.read_task(out / "rank-0/tasks/folders").tensors, "rank 0 is norms and head alone"
+    failed = refused("ranks", recipe, "--data", data_root, "--out", tmp_path / "f", *sets, "--set", "train.lr=1e30")
+    assert "2 of 2 runs cannot be run" in failed
+    assert "diverged" in failed
+    assert "ints ≥ 0" in refused(*command[:6], "--rank", "-1")
+
+
+def test_rank_recipes_refuse_what_has_no_rank():
+    recipes = load_recipe("resnet20-domains")
+    with pytest.raises(ConfigError, match="no deltas whose rank could vary"):
+        rank_recipes(recipes["full"], [1])
+    with pytest.raises(ConfigError, match="no deltas whose rank could vary"):
+        rank_recipes(recipes["head"], [1])
+    made = rank_recipes(recipes["cp16"], [4, 0], seeds=3)
+    assert list(made) == ["rank-0", "rank-4"]
+    assert made["rank-4"].config == tn.AdaptConfig("cp", rank=4)
+    assert made["rank-4"].train.seeds == (0, 1, 2)
+    with pytest.raises(TaskFileError, match="no finished runs"):
+        rank_table([])
+
+
+def test_choose_extract_and_train_with_the_plan(data_root, tuned, tmp_path):
+    recipe, plan = data_root / "recipe.toml", tmp_path / "plan.toml"
+    given = ["--recipe", recipe, "--task", "folders", "--data", data_root, "--budget", "20%", "--images", "16"]
+    extras = ["--extract", tmp_path / "task", "--reestimate", "--figure", tmp_path / "p.png", "--csv", tmp_path / "p.csv"]
+    found = json.loads(ran("choose", "--tuned", tuned, *given, "--out", plan, *extras, "--test", "--json"))
+    assert found["cost"] <= found["budget"]
+    assert found["bound"] <= found["error"] <= found["uniform"]["error"]
+    assert set(found["test"]) >= {"fine-tuned", "the plan"}
+    assert found["test"]["fine-tuned"]["accuracy"] > 0.8
+    assert tn.read_task(tmp_path / "task").parameter_counts()["deltas"] == found["parameters"]
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+    shown = ran("choose", "--tuned", tmp_path / "task", "--budget", "100")
+    assert "relative error" in shown
+    (tmp_path / "recipe.toml").write_text(recipe.read_text().replace("rank = 2", 'layers = "plan.toml"'))
+    (recipes,) = load_recipe(str(tmp_path / "recipe.toml")).values()
+    assert recipes.config.per_layer == tn.AdaptConfig(layers=plan).per_layer, "the recipe holds what the plan says"
+    here = ["--data", data_root, "--out", tmp_path / "run", "--task", "folders", "--set", "train.epochs=1"]
+    ran("train", tmp_path / "recipe.toml", *here)
+    made = tn.read_task(tmp_path / "run/tasks/folders")
+    assert made.parameter_counts()["deltas"] == found["parameters"]
+    plan.unlink()
+    ran("evaluate", tmp_path / "run", "--data", data_root)
+    by_gradient = json.loads(ran("choose", *given, "--json"))
+    assert by_gradient["cost"] <= by_gradient["budget"]
+    ran("extract", tuned, "--backbone", "hub:hub:tiny", "--data", data_root, "--rank", "2", "--out", tmp_path / "cp")
+    assert {p.rank for p, _ in tn.read_task(tmp_path / "cp").tensors} == {2}
+
+
+def test_choose_says_what_is_missing(data_root, tuned, tmp_path):
+    base, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"a.weight": torch.zeros(2, 2), "b.weight": torch.zeros(2, 2)}, base)
+    save_file({"a.weight": torch.ones(2, 2), "b.weight": torch.zeros(2, 2)}, other)
+    assert "give --tuned" in refused("choose", "--budget", "5%")
+    assert "a budget is a number" in refused("choose", "--budget", "much", "--base", tuned, "--tuned", tuned)
+    assert "leave out --base" in refused("choose", "--budget", "5%", "--recipe", data_root / "recipe.toml", "--base", tuned)
+    assert "nothing changed" in refused("choose", "--budget", "5%", "--base", tuned, "--tuned", tuned)
+    assert "give both" in refused("choose", "--budget", "9", "--base", base, "--tuned", other, "--test")
+    assert "cannot be read" in refused("extract", tmp_path / "none", "--backbone", "hub:hub:tiny", "--out", tmp_path / "x")
+    given = ["extract", tuned, "--backbone", "hub:hub:tiny", "--out", tmp_path / "x", "--plan", "p.toml", "--rank", "2"]
+    assert "not both" in refused(*given)
+
+
+def test_similarity(run, tmp_path):
+    tasks = sorted((run / "tasks").iterdir())
+    for kind in ("cosine", "output", "input"):
+        out = tmp_path / f"{kind}.pdf"
+        found = json.loads(ran("similarity", *tasks, "--kind", kind, "--json", "--out", out, "--share", "0"))
+        assert out.stat().st_size > 3000
+        assert found["overall"]["folders"]["folders"] == 1
+    assert "Cosine of all deltas" in ran("similarity", *tasks)
+    assert "only 'folders'" in refused("similarity", tasks[0])

@@ -1,0 +1,198 @@
+"""Smaller tasks: what is removed is removed exactly, and what stays is untouched."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import analysis
+import tensornet as tn
+from analysis.norm_layers import norm_changes
+from analysis.norms import layer_norms
+from analysis.pruning import pruned_file
+from tensornet.errors import ConfigError, MismatchError, TaskFileError, WriteError
+from tests.toys import ResNet, trained
+
+
+def network(config=None, seed=0):
+    torch.manual_seed(seed)
+    return tn.adapt(ResNet(), config or tn.AdaptConfig("cp", rank=3)).eval()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = network()
+    trained(net.add_task("a", nn.Linear(8, 3)), seed=1)
+    net.save_task("a", tmp_path / "a")
+    return net.eval(), tmp_path / "a"
+
+
+def loaded(folder):
+    net = network()
+    net.load_task(folder)
+    net.set_task("a")
+    return net.eval()
+
+
+def test_below_the_threshold_is_gone_and_the_rest_is_bit_equal(saved, tmp_path):
+    net, folder = saved
+    norms = layer_norms(tn.read_task(folder), "delta")
+    limit = sorted(norms.values())[3]
+    pruned = analysis.prune(folder, tmp_path / "small", threshold=limit)
+    assert pruned.removed == [layer for layer in norms if norms[layer] < limit]
+    assert len(pruned.removed) == 3, "what lies strictly below"
+    small = loaded(tmp_path / "small")
+    for layer, norm in norms.items():
+        weight, task = net.backbone.get_submodule(layer)._parameters["weight"], small["a"]
+        own = small.backbone.get_submodule(layer)
+        if norm < limit:
+            assert torch.equal(own.weight, weight), "a pruned layer computes exactly what the backbone computes"
+        else:
+            assert torch.equal(task.delta(layer), net["a"].delta(layer))
+    left = sum(p.numel() for p in small["a"].deltas.parameters())
+    assert left == pruned.table["parameters"].sum() == pruned.file.parameter_counts()["deltas"]
+    assert small["a"].config.to_dict() == tn.read_task(tmp_path / "small").config.to_dict()
+
+
+def test_a_pruned_task_can_be_made_afresh_from_its_config(saved, tmp_path):
+    _, folder = saved
+    analysis.prune(folder, tmp_path / "small", keep=4)
+    small = loaded(tmp_path / "small")
+    again = small.add_task("again", nn.Linear(8, 3), small["a"].config)
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in small["a"].named_parameters()}
+    small.save_task("a", tmp_path / "resaved")
+    assert (tmp_path / "resaved/task.safetensors").read_bytes() == (tmp_path / "small/task.safetensors").read_bytes()
+
+
+@given(keep=st.integers(0, 9))
+def test_keep_and_budget(keep, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task") / "a"
+    net = network()
+    trained(net.add_task("a"), seed=2)
+    net.save_task("a", folder)
+    file = tn.read_task(folder)
+    norms = layer_norms(file, "delta")
+    pruned = pruned_file(file, keep=keep)
+    kept = [layer for layer in norms if layer not in pruned.removed]
+    assert len(kept) == min(keep, len(norms))
+    assert not kept or min(norms[layer] for layer in kept) >= max([norms[r] for r in pruned.removed], default=0)
+    budget = pruned.file.parameter_counts()["deltas"]
+    assert pruned_file(file, budget=budget).removed == pruned.removed
+    if budget > 0:
+        assert pruned_file(file, budget=budget - 1).file.parameter_counts()["deltas"] < budget
+
+
+@pytest.mark.parametrize("config", [("cp", 6), ("tucker", 5), ("tt", 5), ("low_rank", 5), ("kronecker", 4)])
+def test_energy_keeps_its_share_in_fewer_parameters(config, tmp_path):
+    name, rank = config
+    net = network(tn.AdaptConfig(name, rank=rank))
+    task = trained(net.add_task("a"), seed=3)
+    with torch.no_grad():  # as training does: a few strong directions, the rest small
+        for _, module in task.tensors():
+            low = type(module).from_tensor(module.to_tensor(), 1).to_tensor()
+            noisy = low + 0.02 * low.norm() * torch.randn(low.shape) / low.numel() ** 0.5
+            for own, new in zip(module.parameters(), type(module).from_tensor(noisy, rank).parameters(), strict=True):
+                own.copy_(new)
+    net.save_task("a", tmp_path / "a")
+    pruned = analysis.prune(tmp_path / "a", tmp_path / "b", energy=0.99)
+    assert pruned.table["parameters"].sum() < 0.7 * pruned.table["parameters_before"].sum()
+    small = loaded(tmp_path / "b") if name == "cp" else network(tn.AdaptConfig(name, rank=rank))
+    if name != "cp":
+        small.load_task(tmp_path / "b")
+    for layer in pruned.table.index:
+        before, after = net["a"].delta(layer).double(), small["a"].delta(layer).double()
+        assert (before - after).square().sum() <= 0.0101 * before.square().sum()
+    untouched = analysis.prune(tmp_path / "a", energy=1.0)
+    assert untouched.table["parameters"].sum() <= untouched.table["parameters_before"].sum()
+
+
+def test_a_tensor_of_many_layers_loses_members(tmp_path):
+    net = network(tn.AdaptConfig("cp", rank=2, folding="depth"))
+    trained(net.add_task("a"), seed=4)
+    net.save_task("a", tmp_path / "a")
+    pruned = analysis.prune(tmp_path / "a", tmp_path / "b", keep=3)
+    other = network()
+    other.load_task(tmp_path / "b")
+    other.set_task("a")
+    for layer in pruned.table.index:
+        own, base = other.backbone.get_submodule(layer).weight, net.backbone.get_submodule(layer)._parameters["weight"]
+        if layer in pruned.removed:
+            assert torch.equal(own, base)
+        else:
+            assert torch.equal(other["a"].delta(layer), net["a"].delta(layer))
+
+
+def test_norms_that_hardly_changed_are_returned_and_the_prefix_grows(saved, tmp_path):
+    net, folder = saved
+    with torch.no_grad():
+        net["a"].own_norms()["bn1"].load_state_dict(net.backbone.bn1.state_dict())
+    net.save_task("a", folder)
+    changes = norm_changes(tn.read_task(folder), net.backbone)
+    assert changes["bn1"] == 0
+    assert all(change > 0 for layer, change in changes.items() if layer != "bn1")
+    pruned = analysis.prune(folder, tmp_path / "b", keep=2, norms=0.01, backbone=net.backbone)
+    assert list(pruned.returned) == ["bn1"]
+    small = loaded(tmp_path / "b")
+    assert "bn1" not in small["a"].own_norms()
+    small.add_task("b", nn.Linear(8, 3), small["a"].config)
+    x, calls = torch.randn(4, 3, 8, 8), []
+    before = small.backbone.bn1.forward
+    small.backbone.bn1.__dict__["forward"] = lambda x: calls.append("bn1") or before(x)
+    outputs = small.forward_tasks(x, ["a", "b"])
+    assert "conv1" in pruned.removed
+    assert len(calls) == 1, "conv1 and bn1 are shared now, and so computed once"
+    torch.testing.assert_close(outputs["a"], small(x))
+    torch.testing.assert_close(small(x), small.merged("a").eval()(x))
+
+
+def test_the_change_of_a_norm_is_that_of_its_output(tmp_path):
+    net = network()
+    task = trained(net.add_task("a"), seed=5)
+    net.save_task("a", tmp_path / "a")
+    own, shared = task.own_norms()["bn1"].eval(), ResNet().bn1.eval()
+    shared.load_state_dict(net.backbone.bn1.state_dict())
+    x = (own.running_mean + own.running_var.sqrt() * torch.randn(200_000, 8))[:, :, None, None]
+    with torch.no_grad():
+        mine, theirs = own(x), shared(x)
+    wanted = float((mine - theirs).square().sum() / mine.square().sum()) ** 0.5
+    assert norm_changes(tn.read_task(tmp_path / "a"), net.backbone)["bn1"] == pytest.approx(wanted, rel=0.02)
+
+
+def test_refusals(saved, tmp_path):
+    net, folder = saved
+    with pytest.raises(ConfigError, match="give one of threshold, keep, budget and energy; got none"):
+        analysis.prune(folder, tmp_path / "b")
+    with pytest.raises(ConfigError, match="got threshold, keep"):
+        analysis.prune(folder, tmp_path / "b", threshold=1.0, keep=2)
+    with pytest.raises(TaskFileError, match=r"removes every delta of 'a': the largest norm is .* keep=0"):
+        analysis.prune(folder, tmp_path / "b", threshold=1e9)
+    for wrong in (
+        {"threshold": -1},
+        {"threshold": float("nan")},
+        {"keep": 1.5},
+        {"budget": -3},
+        {"budget": 1.5},
+        {"energy": 2},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            analysis.prune(folder, tmp_path / "b", **wrong)
+    with pytest.raises(ConfigError, match="with the backbone"):
+        analysis.prune(folder, keep=1, norms=0.1)
+    with pytest.raises(ConfigError, match="one norm per layer"):
+        analysis.prune(folder, keep=1, kind="factor")
+    with pytest.raises(MismatchError, match="does not belong to this backbone"):
+        analysis.prune(folder, keep=1, norms=0.1, backbone=ResNet(width=4))
+    net.add_task("bare", config=tn.AdaptConfig("none"))
+    net.save_task("bare", tmp_path / "bare")
+    with pytest.raises(TaskFileError, match="no deltas: nothing to prune"):
+        analysis.prune(tmp_path / "bare", keep=1)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WriteError):
+        analysis.prune(folder, tmp_path / "file", keep=1)
+    (tmp_path / "a" / "task.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(TaskFileError):
+        analysis.prune(folder, keep=1)
+    assert not (tmp_path / "b").exists(), "nothing is half-written"

@@ -1,0 +1,329 @@
+"""The choice per layer: exact, honest about its errors, and usable as a config."""
+
+import copy
+import itertools
+import tomllib
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+import analysis
+import tensornet as tn
+from analysis.selection.calibration import calibrate
+from analysis.selection.candidates import Measure
+from analysis.selection.changes import Change, changes
+from analysis.selection.knapsack import pack
+from tensornet.errors import BackboneError, ConfigError, MismatchError, NonFiniteError, RankError, TaskFileError
+from tensornet.extraction import extract_task
+from tests.toys import ResNet, Transformer, trained
+
+NAMES = ["cp", "tucker", "tt", "low_rank"]
+
+
+def pair(kind=ResNet, scale=0.1, seed=0):
+    """A network and what it became."""
+    torch.manual_seed(seed)
+    base = kind().eval()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p.add_(scale * torch.randn_like(p))
+        for name, buffer in tuned.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(0.1)
+    return base, tuned
+
+
+# ---- the knapsack ----------------------------------------------------------------------------------------------------
+
+groups = st.lists(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 20)), max_size=4), min_size=1, max_size=4)
+
+
+@given(groups=groups, budget=st.integers(0, 60))
+def test_the_knapsack_is_exact(groups, budget):
+    errors = [[10.0, *(e for e, _ in options)] for options in groups]
+    costs = [[0, *(c for _, c in options)] for options in groups]
+    packed = pack(errors, costs, budget)
+    every = itertools.product(*(range(len(e)) for e in errors))
+    feasible = [p for p in every if sum(c[i] for c, i in zip(costs, p, strict=True)) <= budget]
+    best = min(sum(e[i] for e, i in zip(errors, p, strict=True)) for p in feasible)
+    assert packed.error == pytest.approx(best, abs=1e-7)
+    assert packed.cost <= budget
+    assert packed.bound <= packed.error
+    assert packed.bound == pytest.approx(best, abs=1e-4)
+
+
+def test_the_solver_prints_nothing(capfd):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        costs = [[0, *torch.randint(10, 900, (20,), generator=generator).tolist()] for _ in range(20)]
+        errors = [[1.0, *(1 / (1 + c / 100) for c in own[1:])] for own in costs]
+        pack(errors, costs, 1500)
+    assert capfd.readouterr().out == ""
+
+
+# ---- plans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.2, 700])
+def test_a_plan_is_within_its_budget_and_no_worse_than_any_single_choice(budget):
+    base, tuned = pair()
+    plan = analysis.choose(base, tuned, budget, NAMES)
+    assert plan.parameters == plan.cost <= plan.budget
+    assert plan.budget == (700 if budget == 700 else int(budget * plan.whole))
+    assert plan.bound <= plan.error <= plan.uniform.error
+    assert plan.gap < 1e-6
+    assert plan.uniform.cost <= plan.budget
+    assert isinstance(plan.table, pd.DataFrame)
+    assert list(plan.table.index) == [t.name for t in (p.fold.members[0].target for p in tn.adapt(ResNet()).plans)]
+    assert plan.table["cost"].sum() == plan.cost
+
+
+def test_errors_are_those_of_the_deltas_that_are_extracted():
+    base, tuned = pair()
+    plan = analysis.choose(base, tuned, 0.2, NAMES)
+    net = tn.adapt(copy.deepcopy(base))
+    with pytest.warns(UserWarning, match="tensors changed that this task cannot hold"):
+        task = extract_task(net, "t", tuned, plan.config(), plan.decompositions)
+    total = lost = 0.0
+    for layer, row in plan.table.iterrows():
+        delta = (tuned.get_submodule(layer).weight - base.get_submodule(layer).weight).detach().double()
+        found = task.delta(layer).detach().double() if row["decomposition"] != "none" else torch.zeros_like(delta)
+        error = float((delta - found).square().sum())
+        assert row["error"] == pytest.approx(error, rel=1e-4, abs=1e-9)
+        total, lost = total + float(delta.square().sum()), lost + error
+    assert plan.error == pytest.approx((lost / total) ** 0.5, rel=1e-4)
+
+
+def test_calibrated_errors_are_those_of_the_layers_outputs():
+    base, tuned = pair()
+    x = torch.randn(6, 3, 9, 9)
+    plan = analysis.choose(base, tuned, 0.2, ["cp", "tucker", "kronecker"], calibration=x)
+    inputs = {}
+    for name, module in tuned.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda m, args, out, name=name: inputs.update({name: args[0].detach()}))
+    with torch.no_grad():
+        tuned(x)
+    for layer, row in plan.table.iterrows():
+        conv = tuned.get_submodule(layer)
+        delta = (conv.weight - base.get_submodule(layer).weight).detach()
+        found = torch.zeros_like(delta)
+        if layer in plan.decompositions:
+            dense = plan.decompositions[layer].to_tensor().detach()
+            found = dense.reshape(delta.shape)
+        run = lambda weight, conv=conv, layer=layer: F.conv2d(inputs[layer], weight, None, conv.stride, conv.padding)
+        wanted = run(delta - found).square().sum() / run(conv.weight.detach()).square().sum()
+        assert row["error"] == pytest.approx(float(wanted), rel=1e-3)
+
+
+def test_calibration_weighs_what_the_layer_sees():
+    """Half of the channels are silent: with calibration no rank is spent on them."""
+    base = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 3)).eval()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned[0].weight[:, 4:] += 10 * torch.randn(8, 4)
+        tuned[0].weight[:, 0] += torch.randn(8)
+    x = torch.cat([torch.randn(50, 4), 1e-4 * torch.randn(50, 4)], dim=1)
+    for weighed, small in ((None, False), (x, True)):
+        plan = analysis.choose(base, tuned, 16, ["low_rank"], calibration=weighed)
+        found = plan.decompositions["0"].to_tensor().detach()
+        seen = (tuned[0].weight - base[0].weight).detach()[:, :4] - found[:, :4]
+        assert (float(seen.norm()) < 0.05) == small
+
+
+@pytest.mark.parametrize("unit", ["parameters", "bytes", "multiply_adds"])
+def test_units(unit):
+    base, tuned = pair()
+    x = torch.randn(4, 3, 8, 8)
+    plan = analysis.choose(base, tuned, 0.2, NAMES, calibration=x, unit=unit)
+    assert plan.cost <= plan.budget == int(0.2 * plan.whole)
+    if unit == "bytes":
+        assert plan.cost == 4 * plan.parameters
+    if unit == "multiply_adds":
+        positions = {"layer2.0.conv1": 16, "layer2.0.conv2": 16, "layer2.0.down": 16}
+        convolutions = {name: m for name, m in base.named_modules() if isinstance(m, nn.Conv2d)}
+        assert plan.whole == sum(m.weight.numel() * positions.get(name, 64) for name, m in convolutions.items())
+
+
+def test_transformers_and_depthwise_layers():
+    base, tuned = pair(Transformer)
+    plan = analysis.choose(base, tuned, 0.2, calibration=torch.randint(0, 11, (5, 7)))
+    assert plan.cost <= plan.budget
+    assert "embed" not in plan.table.index
+
+    class Depthwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8, padding="same"), nn.Conv1d(8, 6, 3)
+            self.d, self.fc = nn.ConvTranspose2d(6, 4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.c(self.b(self.a(x)).flatten(2))
+            return self.fc(self.d(x[..., None]).mean((2, 3)))
+
+    base, tuned = pair(Depthwise)
+    plan = analysis.choose(base, tuned, 0.5, calibration=torch.randn(4, 3, 5, 5))
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("cp", rank=2))
+    with pytest.warns(UserWarning, match="cannot hold"):
+        extract_task(net, "t", tuned, plan.config(), plan.decompositions)
+
+
+def test_exact_output_errors_of_grouped_convolutions():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 4, 3, stride=2, padding=1, groups=2, bias=False)
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(36, 2)).eval()
+    x, delta = torch.randn(7, 6, 6, 6), torch.randn_like(layer.weight)
+    (target,) = [t.fold.members[0].target for t in tn.adapt(copy.deepcopy(network)).plans]
+    change = Change(target, delta, layer.weight.detach())
+    seen = calibrate(network, x, [change])
+    energy = Measure(change, seen["0"]).energy
+    run = lambda weight: F.conv2d(x, weight, None, 2, 1, 1, 2).square().sum()
+    assert energy == pytest.approx(float(run(delta) / run(layer.weight.detach())), rel=1e-4)
+
+
+def test_files_tasks_and_gradients_are_sources_too(tmp_path):
+    base, tuned = pair()
+    save_file(base.state_dict(), tmp_path / "a.safetensors")
+    save_file(tuned.state_dict(), tmp_path / "b.safetensors")
+    by_file = analysis.choose(tmp_path / "a.safetensors", str(tmp_path / "b.safetensors"), 0.1, NAMES)
+    by_module = analysis.choose(base, tuned, 0.1, NAMES)
+    assert by_file.error == pytest.approx(by_module.error, rel=1e-6)
+    assert dict(by_file.table["decomposition"]) == dict(by_module.table["decomposition"])
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense"))
+    task = trained(net.add_task("t"), 0.05)
+    net.save_task("t", tmp_path / "t")
+    by_task = analysis.choose(None, tmp_path / "t", 0.1, NAMES)
+    assert by_task.cost <= by_task.budget
+    assert len(by_task.table) == len(net.plans)
+    x, y = torch.randn(8, 3, 8, 8), torch.randint(0, 5, (8,))
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    found = analysis.gradients(base, [(x, y)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+    F.cross_entropy(base(x), y).backward()
+    for change in found:
+        torch.testing.assert_close(change.delta, -base.get_submodule(change.target.module).weight.grad)
+    assert analysis.choose(None, found, 0.1, NAMES).cost <= int(0.1 * sum(c.delta.numel() for c in found))
+    assert task is not None
+
+
+def test_a_plan_is_a_config(tmp_path):
+    base, tuned = pair()
+    plan = analysis.choose(base, tuned, 0.1)
+    plan.save(tmp_path / "plan.toml")
+    for layers in (
+        tmp_path / "plan.toml",
+        str(tmp_path / "plan.toml"),
+        tomllib.loads(plan.to_toml())["layers"],
+        plan.layers,
+    ):
+        config = tn.AdaptConfig("none", layers=layers)
+        assert config == plan.config()
+        assert tn.AdaptConfig.from_json(config.to_json()) == config
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("none", layers=tmp_path / "plan.toml"))
+    assert sum(p.numel() for p in net.add_task("t").deltas.parameters()) == plan.parameters
+    with pytest.raises(ConfigError, match="is no plan"):
+        tn.AdaptConfig(layers=tmp_path / "absent.toml")
+    (tmp_path / "other.toml").write_text("layers = 3")
+    with pytest.raises(ConfigError, match="is no plan"):
+        tn.AdaptConfig(layers=tmp_path / "other.toml")
+
+
+def test_any_registered_decomposition_is_a_candidate():
+    base, tuned = pair()
+    plan = analysis.choose(base, tuned, 1.0)
+    assert plan.error < 1e-3, "dense buys everything"
+    assert set(plan.curve.columns) == {"plan", *tn.decompositions()}
+
+
+def test_refusals(tmp_path):
+    base, tuned = pair()
+    other = ResNet(width=4)
+    with pytest.raises(MismatchError, match=r"conv1.weight: \(8, 3, 3, 3\) in the base, \(4, 3, 3, 3\) in the tuned"):
+        analysis.choose(base, other, 0.1)
+    save_file({"x.weight": torch.zeros(3, 3), "z.weight": torch.zeros(2, 3)}, tmp_path / "x.safetensors")
+    save_file({"y.weight": torch.ones(3, 3), "z.weight": torch.zeros(2, 3)}, tmp_path / "y.safetensors")
+    with pytest.raises(MismatchError, match=r"y.weight: only in the tuned"):
+        analysis.choose(tmp_path / "x.safetensors", tmp_path / "y.safetensors", 0.1)
+    with pytest.raises(TaskFileError, match="nothing changed"):
+        analysis.choose(base, base, 0.1)
+    with pytest.raises(TaskFileError, match="give its base too"):
+        analysis.choose(None, tuned, 0.1)
+    with pytest.raises(TaskFileError, match="cannot be read"):
+        analysis.choose(tmp_path / "absent.safetensors", tuned, 0.1)
+    with pytest.raises(RankError, match="the cheapest delta of any layer costs"):
+        analysis.choose(base, tuned, 3)
+    for budget in (0, -1, 1.5, True, "5%", float("nan")):
+        with pytest.raises(ConfigError, match="budget"):
+            analysis.choose(base, tuned, budget)
+    with pytest.raises(ConfigError, match="in one of parameters"):
+        analysis.choose(base, tuned, 0.1, unit="euros")
+    with pytest.raises(ConfigError, match="give calibration data"):
+        analysis.choose(base, tuned, 0.1, unit="multiply_adds")
+    save_file(base.state_dict(), tmp_path / "a.safetensors")
+    save_file(tuned.state_dict(), tmp_path / "b.safetensors")
+    with pytest.raises(ConfigError, match="as a module"):
+        analysis.choose(tmp_path / "a.safetensors", tmp_path / "b.safetensors", 0.1, calibration=torch.randn(1))
+    with pytest.raises(ConfigError, match="at least one decomposition"):
+        analysis.choose(base, tuned, 0.1, [])
+    broken = copy.deepcopy(tuned)
+    with torch.no_grad():
+        broken.conv1.weight[0] = float("nan")
+        broken.layer1[0].conv2.weight[0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"2 layers: conv1, layer1.0.conv2"):
+        analysis.choose(base, broken, 0.1)
+    with pytest.raises(NonFiniteError, match="calibration data gives NaN"):
+        analysis.choose(base, tuned, 0.1, calibration=torch.full((1, 3, 8, 8), float("nan")))
+
+
+# ---- extraction ------------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_extraction_is_the_tuned_network(tmp_path):
+    base, tuned = pair()
+    with torch.no_grad():
+        tuned.layer2[0].down.bias.copy_(base.layer2[0].down.bias)
+    tuned.fc = nn.Linear(8, 3)
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense"))
+    extract_task(net, "t", tuned)
+    net.save_task("t", tmp_path / "t")
+    net.set_task("t")
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(net.eval()(x), tuned(x), rtol=1e-4, atol=1e-5)
+
+
+def test_extraction_with_depth_folding_and_scale():
+    base, tuned = pair()
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense", folding="depth", scale=0.5))
+    with pytest.warns(UserWarning, match="cannot hold"):
+        task = extract_task(net, "t", tuned.state_dict())
+    delta = tuned.layer1[0].conv1.weight - base.layer1[0].conv1.weight
+    torch.testing.assert_close(task.delta("layer1.0.conv1"), delta)
+
+
+def test_extraction_refuses_and_leaves_nothing():
+    base, tuned = pair()
+    net = tn.adapt(copy.deepcopy(base))
+    with pytest.raises(MismatchError, match=r"conv1\.weight"):
+        extract_task(net, "t", ResNet(width=4))
+    broken = copy.deepcopy(tuned)
+    with torch.no_grad():
+        broken.conv1.weight[0] = float("nan")
+    with pytest.raises(NonFiniteError):
+        extract_task(net, "t", broken)
+    assert net.tasks == ()
+    odd = tn.adapt(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 3))), tn.AdaptConfig(head="1"))
+    with pytest.raises(BackboneError, match="only a linear head"):
+        extract_task(odd, "t", {k: v.clone() for k, v in odd.backbone.state_dict().items()})
+
+
+def test_changes_of_a_tied_weight_come_once():
+    found = changes(*pair(Transformer))
+    names = [change.target.name for change in found]
+    assert len(names) == len(set(names))
