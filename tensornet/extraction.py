@@ -14,6 +14,7 @@ from tensornet.delta import gathered
 from tensornet.errors import BackboneError, MismatchError
 from tensornet.network import AdaptedNetwork
 from tensornet.plan import TensorPlan
+from tensornet.targets import candidates
 from tensornet.task import Task
 
 
@@ -42,7 +43,8 @@ def extract_task(
         NonFiniteError: a difference holds NaN or infinity.
 
     Warns:
-        UserWarning: something changed that a task of this config cannot hold, such as biases.
+        UserWarning: something changed that no task can hold, such as biases, or norms that the config shares. Weights to
+            which the config gives no delta are left to it.
     """
     state = dict(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
     own = net.backbone.state_dict()
@@ -66,7 +68,7 @@ def extract_task(
             with torch.no_grad():
                 for factor, value in made.factors().items():
                     module.get_parameter(factor).copy_(value)
-            carried |= {f"{path}.{parameter}" for m in plan.fold.members for path, parameter in m.target.places}
+        carried |= {f"{path}.{parameter}" for t in candidates(net.backbone) for path, parameter in t.places}
         lost = [key for key in outside if key not in carried and not torch.equal(own[key].cpu(), state[key].cpu())]
         if lost:
             warnings.warn(

@@ -46,6 +46,8 @@ def choose(
     from tensornet.atomic import write_file
     from tensornet.errors import ConfigError
 
+    if reestimate and extract is None:
+        raise ConfigError("--reestimate is for the task that --extract writes: give --extract too")
     names = [name.strip() for name in decompositions.split(",") if name.strip()] or None
     setting = None
     if recipe:

@@ -40,9 +40,15 @@ def prune(
     if (task is None) == (sweep is None):
         raise ConfigError("give a task folder to prune, or --sweep with the folder of a run")
     if sweep is not None:
+        extra = {"--keep": keep, "--budget": budget, "--energy": energy, "--norms": norms}
+        given = [name for name, value in extra.items() if value is not None]
+        if given:
+            raise ConfigError(f"a sweep is over thresholds; leave out {', '.join(given)}")
         _sweep(sweep, out, threshold, kind, variant, reestimate, data, csv, json)
         return
     assert task is not None
+    if variant or reestimate:
+        raise ConfigError("--variant and --reestimate are for --sweep")
     if out is None:
         raise ConfigError("--out says where the smaller task goes")
     if len(threshold) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.spectrum import Spectrum
-from tensornet.errors import NonFiniteError, RankError, ShapeError, UnknownNameError
-from tensornet.registry import DECOMPOSITIONS
+from tensornet.errors import NonFiniteError, RankError, ShapeError
 from tensornet.shapes import Rank, Shape, check_rank, check_shape, count
 
 Factors = Mapping[str, Tensor]
@@ -289,38 +288,6 @@ class Decomposition(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, rank={self.rank}"
-
-
-def register(name: str) -> Callable[[type[Decomposition]], type[Decomposition]]:
-    """Class decorator that makes a decomposition available by name in configs, files and commands."""
-    return DECOMPOSITIONS.register(name)
-
-
-def decompositions() -> list[str]:
-    """The names of all decompositions, installed plug-ins included."""
-    return DECOMPOSITIONS.names()
-
-
-def decomposition(name: str) -> type[Decomposition]:
-    """The class registered under ``name``.
-
-    Raises:
-        UnknownNameError: nothing is; the sentence lists the names.
-    """
-    found: type[Decomposition] = DECOMPOSITIONS.get(name)
-    return found
-
-
-def name_of(cls: type[Decomposition]) -> str:
-    """The name under which ``cls`` is registered.
-
-    Raises:
-        UnknownNameError: it is not.
-    """
-    for name in DECOMPOSITIONS.names():
-        if DECOMPOSITIONS.get(name) is cls:
-            return name
-    raise UnknownNameError("decomposition", cls.__name__, DECOMPOSITIONS.names(), " Register it: @tensornet.register(name).")
 
 
 def _double(decomposition: Decomposition) -> dict[str, Tensor]:

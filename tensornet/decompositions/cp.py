@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tensornet.decompositions.alternating import alternating, ascending, constructed
 from tensornet.decompositions.backend import on_pytorch
-from tensornet.decompositions.base import Decomposition, Factors, Rung, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung
 from tensornet.decompositions.bottleneck import Bottleneck
+from tensornet.decompositions.named import register
 from tensornet.decompositions.orthogonal import expand, reduce, split
 from tensornet.decompositions.spectrum import Spectrum
 from tensornet.shapes import Rank, Shape, single_rank

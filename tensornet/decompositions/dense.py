@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor
 
-from tensornet.decompositions.base import Decomposition, Factors, register
+from tensornet.decompositions.base import Decomposition, Factors
+from tensornet.decompositions.named import register
 from tensornet.shapes import Rank, Shape, check_rank
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tensornet.decompositions.base import Decomposition, Factors, Rung, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung
 from tensornet.decompositions.low_rank import LowRank
+from tensornet.decompositions.named import register
 from tensornet.decompositions.orthogonal import reduce, split
 from tensornet.decompositions.spectrum import Spectrum
 from tensornet.shapes import Rank, Shape, near_square, ranks_within, single_rank

@@ -11,9 +11,10 @@ from tensorly.tenalg import mode_dot
 from torch import Tensor
 
 from tensornet.decompositions.backend import on_pytorch
-from tensornet.decompositions.base import Decomposition, Factors, Rung, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.low_rank import LowRank
+from tensornet.decompositions.named import register
 from tensornet.decompositions.spectrum import Spectrum, best_ranks, rank_grids
 from tensornet.shapes import Rank, Shape, check_rank, ranks_within, tensor_train_limits
 

@@ -12,8 +12,9 @@ from tensorly.tenalg import mode_dot, multi_mode_dot
 from torch import Tensor
 
 from tensornet.decompositions.backend import on_pytorch
-from tensornet.decompositions.base import Decomposition, Factors, Rung, register
+from tensornet.decompositions.base import Decomposition, Factors, Rung
 from tensornet.decompositions.bottleneck import Bottleneck
+from tensornet.decompositions.named import register
 from tensornet.decompositions.orthogonal import expand, reduce
 from tensornet.decompositions.spectrum import Spectrum, best_ranks, rank_grids
 from tensornet.shapes import Rank, Shape, ranks_within
