@@ -84,10 +84,11 @@ def choose(
             raise ConfigError("--test extracts from the checkpoint --tuned on the data of --recipe: give both")
         from analysis.selection.proof import extraction_accuracy
 
-        svd = select(setting.base(), setting.tuned(tuned), amount(budget), ["low_rank"], setting.inputs(), unit=unit).uniform
-        assert plan.uniform is not None
-        assert svd is not None
-        plans = {"the plan": plan, f"best single: {plan.uniform.name}": plan.uniform, f"SVD: {svd.name}": svd}
+        svd = select(setting.base(), setting.tuned(tuned), amount(budget), ["low_rank"], setting.inputs(), unit=unit)
+        plans = {"the plan": plan, "SVD, best ranks per layer": svd}
+        for label, best in (("best single", plan.uniform), ("SVD", svd.uniform)):
+            if best is not None:
+                plans[f"{label}: {best.name}"] = best
         proof = extraction_accuracy(setting, tuned, plans)
     if out is not None:
         plan.save(out)
