@@ -19,3 +19,9 @@ LABELS: dict[str, str] = {
     "component": "norm of each component of ΔW",
 }
 """Norms in words, for axes and titles."""
+
+
+def plain(value: float) -> float:
+    """A number of NumPy's or PyTorch's as Python's own."""
+    number: float = value.item() if hasattr(value, "item") else value
+    return number

@@ -15,10 +15,11 @@ from analysis.kinds import Kind
 from analysis.norm_layers import norm_changes
 from analysis.norms import layer_norms
 from tensornet.config import NONE, Choice
-from tensornet.decompositions import Decomposition, Spectrum
+from tensornet.decompositions import Decomposition, Rung, Spectrum
 from tensornet.errors import ConfigError, TaskFileError
 from tensornet.files import TaskFile, read_task, rewrite_task
 from tensornet.plan import TensorPlan
+from tensornet.shapes import Rank
 
 ROUNDING = 1e-12
 """Share of the energy that float32 factors cannot tell from nothing."""
@@ -68,7 +69,7 @@ def prune(
             (0, 1] is a share of what they hold.
         energy: in (0, 1]; each delta is rounded to the fewest parameters that keep this share of ‖ΔW‖².
         kind: of the norm: "delta", "relative" or "per_parameter".
-        norms: norm layers that changed less than this become the backbone's again; see `norm_changes`.
+        norms: norm layers that changed less than this become the backbone's again; see `norm_changes`. May be given alone.
         backbone: for ``norms``; the network, its weights loaded.
 
     Raises:
@@ -79,6 +80,8 @@ def prune(
     file = read_task(task)
     if not file.tensors:
         raise TaskFileError(f"{task} has no deltas: nothing to prune")
+    if norms is not None and threshold is keep is budget is energy is None:
+        keep = len(layer_norms(file, kind))  # no delta goes, only norms are returned
     pruned = pruned_file(file, threshold, keep, budget, energy, kind)
     if norms is not None:
         pruned = _norms_returned(pruned, norms, backbone)
@@ -104,7 +107,10 @@ def pruned_file(
     (what, value), found = *given.items(), layer_norms(file, kind)
     _check(what, value)
     if what == "energy":
-        return _described(file, found, set(found), {p.fold.name: _rounded(m, value) for p, m in file.tensors})
+        rounded = {plan.fold.name: _rounded(module, value) for plan, module in file.tensors}
+        if all(module is None for module in rounded.values()):
+            raise TaskFileError(f"every delta of {file.name!r} is zero: there is no energy to keep. Say keep=0 to keep none")
+        return _described(file, found, set(found), rounded)
     ascending = sorted(found, key=lambda layer: found[layer])
     if what == "threshold":
         kept = {layer for layer in found if found[layer] >= value}
@@ -150,19 +156,24 @@ def _rounded(module: Decomposition, energy: float) -> Decomposition | None:
     if not tensor.any():
         return None
     cls, spectrum = type(module), Spectrum(tensor)
-    highest = max(module.rank) if isinstance(module.rank, tuple) else module.rank
     allowed = (1 - energy + ROUNDING) * spectrum.energy
-    doubling = [*(2**i for i in range(highest.bit_length()) if 2**i < highest), highest]
-    enough = next((r for r in doubling if any(x.error <= allowed for x in cls.ladder(spectrum, [r], 0))), None)
-    if enough is None:
-        return module
-    rungs = cls.ladder(spectrum, range(enough // 2 + 1, enough + 1), 0)
-    fits = [rung for rung in rungs if rung.error <= allowed]
+    fits = [rung for rung in _near(cls, spectrum, allowed, module.rank) if rung.error <= allowed]
     best = min(fits, key=lambda rung: cls.parameter_count(module.shape, rung.rank), default=None)
     if best is None or cls.parameter_count(module.shape, best.rank) >= cls.parameter_count(module.shape, module.rank):
         return module
     dtype = next(module.parameters()).dtype
     return cls.from_factors(module.shape, best.rank, {name: factor.to(dtype) for name, factor in best.factors.items()})
+
+
+def _near(cls: type[Decomposition], spectrum: Spectrum, allowed: float, rank: Rank) -> list[Rung]:
+    """Decompositions of about the lowest ranks whose error is allowed."""
+    known = cls.cheapest(spectrum, allowed)
+    if known is not None:
+        return [known]
+    highest = max(rank) if isinstance(rank, tuple) else rank
+    doubling = [*(2**i for i in range(highest.bit_length()) if 2**i < highest), highest]
+    enough = next((r for r in doubling if any(x.error <= allowed for x in cls.ladder(spectrum, [r], 0))), None)
+    return [] if enough is None else cls.ladder(spectrum, range(enough // 2 + 1, enough + 1), 0)
 
 
 def _described(
@@ -190,10 +201,12 @@ def _described(
                 "parameters": plan.cls.parameter_count(plan.shape, rank) if rank is not None and name == first else 0,
             }
             if not stays or rank != plan.rank:
-                choices[re.escape(member.target.module)] = Choice(plan.decomposition, rank) if stays else Choice(NONE)
+                choices[re.escape(name)] = Choice(plan.decomposition, rank) if stays else Choice(NONE)
     table = pd.DataFrame.from_dict(rows, orient="index").reindex(list(norms))
     table.index.name = "layer"
-    config = replace(file.config, layers={**file.config.per_layer, **choices})
+    layers = {pattern: choice for pattern, choice in file.config.per_layer.items() if pattern not in choices}
+    layers.update(choices)  # the last match wins, so these come last
+    config = replace(file.config, layers=layers)
     return Pruned(replace(file, config=config, tensors=tuple(tensors)), table, {})
 
 
@@ -205,5 +218,5 @@ def _norms_returned(pruned: Pruned, limit: float, backbone: nn.Module | None) ->
     changed = norm_changes(pruned.file, backbone)
     returned = {path: change for path, change in changed.items() if change < limit}
     left = {path: norm for path, norm in pruned.file.norms.items() if path not in returned}
-    config = replace(pruned.file.config, norms="|".join(map(re.escape, left)) if left else "shared")
+    config = replace(pruned.file.config, norms=f"(?:{'|'.join(map(re.escape, left))})" if left else "shared")
     return replace(pruned, file=replace(pruned.file, config=config, norms=left), returned=returned)

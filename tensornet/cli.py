@@ -53,7 +53,8 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
             console.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            console.print("interrupted" + ("; the same command goes on where it stopped" if verb is train else ""))
+            resumes = verb.__name__ in ("train", "ranks", "prune")
+            console.print("interrupted" + ("; the same command goes on where it stopped" if resumes else ""))
             raise typer.Exit(130) from None
 
     return run

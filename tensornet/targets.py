@@ -49,6 +49,11 @@ class Target:
         """Every (module, parameter) that holds this weight."""
         return ((self.module, self.parameter), *self.tied)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns are matched with: the path of every module that holds this weight, and its own name."""
+        return tuple(dict.fromkeys([*(path for path, _ in self.places), self.name]))
+
     def modes(self) -> dict[str, int]:
         """The modes of the weight by name: out, in and, for a convolution, kernel (k·k, also where k = 1)."""
         first, second, *kernel = self.shape
@@ -135,24 +140,24 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
         TargetError: a pattern matches nothing, nothing is left, or an embedding renormalises its weight.
     """
     every = candidates(backbone)
-    by_path = {path: target for target in every for path, _ in target.places}
+    by_path = {name: target for target in every for name in target.names}
     if config.decomposition == NONE and not config.per_layer:
         return []
     if config.targets is None:
         chosen = [t for t in every if not _is_embedding(backbone, t) and not in_head(t, head)]
     else:
         check_patterns("targets", config.targets, by_path)
-        chosen = [t for t in every if any(matches(config.targets, p) for p, _ in t.places)]
+        chosen = [t for t in every if any(matches(config.targets, name) for name in t.names)]
     check_patterns("exclude", config.exclude, by_path)
-    chosen = [t for t in chosen if not any(matches(config.exclude, p) for p, _ in t.places)] if config.exclude else chosen
-    paths = [path for target in chosen for path, _ in target.places]
+    chosen = [t for t in chosen if not any(matches(config.exclude, name) for name in t.names)] if config.exclude else chosen
+    paths = [name for target in chosen for name in target.names]
     for pattern in config.per_layer:
         check_patterns("layers", pattern, paths)
     selected = []
     for target in chosen:
         choice = config.choice
         for pattern, given in config.per_layer.items():
-            if any(matches(pattern, path) for path, _ in target.places):
+            if any(matches(pattern, name) for name in target.names):
                 choice = given.over(config.choice)
         if choice.decomposition != NONE:
             selected.append((target, choice))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import resources
 
 import pandas as pd
 import pytest
@@ -180,3 +181,70 @@ def test_similarity(run, tmp_path):
         assert found["overall"]["folders"]["folders"] == 1
     assert "Cosine of all deltas" in ran("similarity", *tasks)
     assert "only 'folders'" in refused("similarity", tasks[0])
+
+
+def test_another_plan_replaces_a_plan(tmp_path):
+    text = (resources.files("tensornet.recipes") / "resnet20-domains.toml").read_text()
+    (tmp_path / "a.toml").write_text('[layers]\nconv1 = "none"\n"layer1.0.conv1" = { rank = 3 }\n')
+    (tmp_path / "b.toml").write_text("[layers]\nconv1 = { rank = 2 }\n")
+    text = text.replace("rank = 16", 'rank = 16\nlayers = "a.toml"').replace(
+        "[variants.cp16]", '[variants.cp16.adapt]\nlayers = "b.toml"'
+    )
+    (tmp_path / "recipe.toml").write_text(text)
+    recipes = load_recipe(str(tmp_path / "recipe.toml"))
+    assert list(recipes["cp16"].config.per_layer) == ["conv1"]
+    assert len(recipes["norm-head"].config.per_layer) == 2
+    chosen = load_recipe(str(tmp_path / "recipe.toml"), [f"adapt.layers={tmp_path / 'b.toml'}"])
+    assert list(chosen["norm-head"].config.per_layer) == ["conv1"]
+    assert "is no plan" in refused("train", "resnet20-domains", "--out", tmp_path, "--set", "adapt.layers=none.toml")
+
+
+def test_json_has_no_nan_and_options_are_not_ignored(run, data_root, tuned, tmp_path):
+    command = ["prune", "--sweep", run, "--data", data_root, "--threshold", "0"]
+    ran(*command, "--threshold", "1", "--reestimate")
+    points = json.loads(ran(*command, "--threshold", "1e9", "--json"), parse_constant=pytest.fail)
+    assert [p["reestimated"] is None for p in points] == [False, True] * 2
+    assert "leave out --keep" in refused(*command, "--keep", "1")
+    assert "are for --sweep" in refused(
+        "prune", run / "tasks" / "folders", "--reestimate", "--keep", "1", "--out", tmp_path / "x"
+    )
+    assert "give --recipe too" in refused(
+        "choose", "--budget", "9", "--tuned", run / "tasks" / "folders", "--task", "folders"
+    )
+    assert "give both" in refused(
+        "choose", "--budget", "9", "--tuned", run / "tasks" / "folders", "--extract", tmp_path / "x"
+    )
+    assert "give --extract too" in refused("choose", "--budget", "9", "--tuned", tuned, "--reestimate")
+    given = [
+        "extract",
+        tuned,
+        "--backbone",
+        "hub:hub:tiny",
+        "--data",
+        data_root,
+        "--out",
+        tmp_path / "x",
+        "--plan",
+        "p.toml",
+    ]
+    assert "not both" in refused(*given, "--decomposition", "tt")
+
+
+def test_a_sweep_of_an_older_task_is_not_reported(run, data_root):
+    from analysis.report.contents import contents
+
+    ran("prune", "--sweep", run, "--data", data_root, "--threshold", "0")
+    assert len(contents(run)["sweep"]) == 2
+    stored = json.loads((run / "sweep.json").read_text())
+    stored["points"][0]["sha256"] = "0" * 64
+    (run / "sweep.json").write_text(json.dumps(stored))
+    assert len(contents(run)["sweep"]) == 1
+
+
+def test_images_are_drawn_at_random(data_root):
+    from analysis.selection.setting import Setting
+
+    setting = Setting(str(data_root / "recipe.toml"), "", "folders", data_root, 20)
+    labels = torch.cat([y for _, y in setting._batches()])
+    assert len(labels) == 20
+    assert set(labels.tolist()) == {0, 1}, "though the folder lies class by class"

@@ -196,3 +196,46 @@ def test_refusals(saved, tmp_path):
     with pytest.raises(TaskFileError):
         analysis.prune(folder, keep=1)
     assert not (tmp_path / "b").exists(), "nothing is half-written"
+
+
+@given(energy=st.sampled_from([0.5, 0.8, 0.9, 0.99]), seed=st.integers(0, 9))
+def test_tucker_and_trains_get_the_fewest_parameters(energy, seed):
+    from analysis.pruning import _rounded
+    from tensornet.decompositions import TT, Spectrum, Tucker
+    from tests.test_ladder import decaying
+
+    for cls in (Tucker, TT):
+        tensor = decaying(8, 6, 5, seed=seed, power=1.5)
+        made = cls.from_tensor(tensor, 8)
+        found = _rounded(made, energy)
+        size = float(made.to_tensor().detach().square().sum())
+        assert (found.to_tensor() - made.to_tensor()).detach().square().sum() <= (1 - energy + 1e-9) * size
+        spectrum, counts = Spectrum(made.to_tensor().detach()), []
+        for ranks in torch.cartesian_prod(
+            *(torch.arange(1, n + 1) for n in ((8, 6, 5) if cls is Tucker else (8, 5)))
+        ).tolist():
+            whole = ranks if cls is Tucker else [ranks[0], 6, ranks[1]]
+            if spectrum.energy - float(spectrum.captured[tuple(r - 1 for r in whole)]) <= (1 - energy) * size:
+                counts.append(cls.parameter_count((8, 6, 5), tuple(ranks)))
+        assert cls.parameter_count(found.shape, found.rank) <= min(counts)
+
+
+def test_norms_alone_and_zero_deltas(saved, tmp_path):
+    net, folder = saved
+    alone = analysis.prune(folder, norms=1e9, backbone=net.backbone)
+    assert alone.removed == []
+    assert alone.file.config.norms == "shared"
+    net.add_task("new", nn.Linear(8, 3))
+    net.save_task("new", tmp_path / "new")
+    with pytest.raises(TaskFileError, match="every delta of 'new' is zero"):
+        analysis.prune(tmp_path / "new", energy=0.9)
+
+
+def test_a_pruned_config_wins_over_patterns_that_were_there(tmp_path):
+    config = tn.AdaptConfig("cp", rank=2, layers={"conv1": {"rank": 3}, ".*": {"rank": 2}})
+    net = network(config)
+    trained(net.add_task("a"), seed=6)
+    net.save_task("a", tmp_path / "a")
+    pruned = analysis.prune(tmp_path / "a", tmp_path / "b", keep=1)
+    fresh = network(pruned.file.config)
+    assert [plan.fold.name for plan in fresh.plans] == [plan.fold.name for plan, _ in pruned.file.tensors]

@@ -327,3 +327,131 @@ def test_changes_of_a_tied_weight_come_once():
     found = changes(*pair(Transformer))
     names = [change.target.name for change in found]
     assert len(names) == len(set(names))
+
+
+# ---- what reviews found ------------------------------------------------------------------------------------------------
+
+
+class Attentive(nn.Module):
+    """PyTorch's attention, whose output projection no call reaches, called with keywords."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.attn, self.down, self.fc = (
+            nn.Linear(4, 8),
+            nn.MultiheadAttention(8, 2),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x):
+        x = self.up(input=x)
+        return self.fc(self.down(self.attn(query=x, key=x, value=x)[0]).mean(1))
+
+
+def test_attention_can_be_planned_calibrated_extracted_and_pruned(tmp_path):
+    base, tuned = pair(Attentive)
+    x = torch.randn(6, 5, 4)
+    plan = analysis.choose(base, tuned, 0.6, ["low_rank", "cp"], calibration=x)
+    assert {"attn.in_proj_weight", "attn.out_proj"} <= set(plan.table.index)
+    net = tn.adapt(copy.deepcopy(base))
+    with pytest.warns(UserWarning, match="cannot hold"):
+        task = extract_task(net, "t", tuned, plan.config(), plan.decompositions)
+    assert task.parameter_counts()["deltas"] == plan.parameters
+    net.save_task("t", tmp_path / "t")
+    pruned = analysis.prune(tmp_path / "t", tmp_path / "small", keep=1)
+    net.load_task(tmp_path / "small", "small")
+    again = net.add_task("again", nn.Linear(8, 3), net["small"].config)
+    assert again.parameter_counts() == net["small"].parameter_counts()
+    assert len(pruned.removed) == (plan.table["decomposition"] != "none").sum() - 1
+
+
+def test_a_task_folder_is_calibrated_like_the_network_it_makes(tmp_path):
+    base, _ = pair()
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense"))
+    trained(net.add_task("t"), 0.1)
+    net.save_task("t", tmp_path / "t")
+    x = torch.randn(4, 3, 8, 8)
+    by_folder = analysis.choose(base, tmp_path / "t", 0.2, NAMES, calibration=x)
+    by_module = analysis.choose(base, net.merged("t").eval(), 0.2, NAMES, calibration=x)
+    assert by_folder.error == pytest.approx(by_module.error, rel=1e-5)
+    assert by_folder.table["error"].max() < 1
+    with pytest.raises(ConfigError, match="leave out the base"):
+        analysis.choose("nowhere.safetensors", tmp_path / "t", 0.2)
+    with pytest.raises(MismatchError):
+        analysis.choose(pair(seed=5)[0], tmp_path / "t", 0.2)
+
+
+def test_the_head_in_files_and_of_a_config(tmp_path):
+    state = {"encoder.weight": torch.zeros(6, 6), "classifier.weight": torch.zeros(4, 6)}
+    save_file(state, tmp_path / "a.safetensors")
+    save_file({"encoder.weight": torch.ones(6, 6), "classifier.weight": torch.ones(3, 6)}, tmp_path / "b.safetensors")
+    save_file({"encoder.weight": torch.ones(6, 6), "classifier.weight": torch.ones(4, 6)}, tmp_path / "c.safetensors")
+    a, b, c = (tmp_path / f"{name}.safetensors" for name in "abc")
+    assert list(analysis.choose(a, b, 30, ["cp"]).table.index) == ["encoder"], "another shape tells the head"
+    assert list(analysis.choose(a, c, 30, ["cp"]).table.index) == ["classifier"], "or it is the last by name"
+    assert list(analysis.choose(a, c, 30, ["cp"], head="classifier").table.index) == ["encoder"]
+    with pytest.raises(ConfigError, match=r"no heed\.weight"):
+        analysis.choose(a, c, 30, ["cp"], head="heed")
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Linear(6, 3), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    base, tuned = pair(Two)
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig(head="head", norms="shared"))
+    plan = analysis.choose(base, tuned, 0.9, ["cp"], head="head")
+    assert list(plan.table.index) == ["body"]
+    with pytest.warns(UserWarning, match=r"body\.bias"):
+        extract_task(net, "t", tuned, plan.config(net.config), plan.decompositions)
+
+
+def test_multiply_adds_count_every_call():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.fc(self.a(self.a(x)))
+
+    plan = analysis.choose(*pair(Twice), 1.0, ["cp"], calibration=torch.randn(5, 8), unit="multiply_adds")
+    assert plan.whole == 2 * 64
+
+
+def test_gradients_of_unused_layers_and_of_no_data():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.idle, self.fc = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(self.a(x))
+
+    found = analysis.gradients(Idle(), [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))])
+    assert {change.target.name: bool(change.delta.any()) for change in found} == {"a": True, "idle": False}
+    with pytest.raises(tn.TensornetError, match="no batch"):
+        analysis.gradients(Idle(), [])
+
+
+def test_odd_names_survive_the_plan(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("😀", 'a"b', "c d+e-f", "g\\h"):
+                self.add_module(name, nn.Linear(6, 6))
+            self.fc = nn.Linear(6, 2)
+
+        def forward(self, x):
+            for name, layer in self.named_children():
+                x = layer(x) if name != "fc" else x
+            return self.fc(x)
+
+    base, tuned = pair(Odd)
+    analysis.choose(base, tuned, 0.9, ["low_rank"]).save(tmp_path / "p.toml")
+    net = tn.adapt(base, tn.AdaptConfig("none", layers=tmp_path / "p.toml"))
+    assert len(net.plans) >= 1

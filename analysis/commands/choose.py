@@ -27,7 +27,8 @@ def choose(
     recipe: Annotated[str, typer.Option(help="A recipe whose backbone and images to use instead of --base.")] = "",
     variant: Annotated[str, typer.Option(help="Of the recipe.")] = "",
     task: Annotated[str, typer.Option(help="Of the recipe: whose images calibrate; without --tuned, give gradients.")] = "",
-    images: Annotated[int, typer.Option(help="How many training images to look at.")] = 512,
+    images: Annotated[int | None, typer.Option(help="How many training images to look at; 512 by default.")] = None,
+    head: Annotated[str | None, typer.Option(help="Path of the head, which is no target.")] = None,
     data: Annotated[Path, typer.Option(help="Folder from which the recipe's paths begin.")] = Path(),
     extract: Annotated[Path | None, typer.Option(help="Also write the decomposed task; needs --recipe.")] = None,
     reestimate: Annotated[
@@ -48,8 +49,14 @@ def choose(
 
     if reestimate and extract is None:
         raise ConfigError("--reestimate is for the task that --extract writes: give --extract too")
+    if not recipe and (task or variant or images is not None):
+        raise ConfigError("--task, --variant and --images are of a recipe: give --recipe too, or leave them out")
+    if extract is not None and (not recipe or tuned is None):
+        raise ConfigError("--extract writes the deltas of --tuned for the backbone of --recipe: give both")
+    if test and (not recipe or tuned is None or tuned.is_dir()):
+        raise ConfigError("--test extracts from the checkpoint --tuned on the data of --recipe: give both")
     names = [name.strip() for name in decompositions.split(",") if name.strip()] or None
-    setting = None
+    setting, own = None, dict[str, Any]()
     if recipe:
         from analysis.selection.setting import Setting
 
@@ -57,22 +64,23 @@ def choose(
             raise ConfigError(
                 "with --recipe, the recipe has the base: leave out --base, and name one of its tasks with --task"
             )
-        setting = Setting(recipe, variant, task, data, images)
+        setting = Setting(recipe, variant, task, data, 512 if images is None else images)
+        own = {"unit": unit, "head": head or setting.head}
         if tuned is None:
-            plan = select(None, setting.gradients(), amount(budget), names, unit=unit)
+            plan = select(None, setting.gradients(), amount(budget), names, **own)
         else:
-            plan = select(setting.base(), setting.tuned(tuned), amount(budget), names, setting.inputs(), unit=unit)
+            plan = select(setting.base(), setting.tuned(tuned), amount(budget), names, setting.inputs(), **own)
     elif tuned is None:
         raise ConfigError("give --tuned with a checkpoint or a task folder, or --recipe and --task for gradients")
     else:
-        plan = select(base, tuned, amount(budget), names, unit=unit)
+        plan = select(base, tuned, amount(budget), names, unit=unit, head=head)
     if extract is not None:
-        if setting is None or tuned is None:
-            raise ConfigError("--extract writes the deltas of --tuned for the backbone of --recipe: give both")
+        assert setting is not None
+        assert tuned is not None
         from tensornet.extraction import extract_task
 
         net = setting.network()
-        made = extract_task(net, task, setting.tuned(tuned), plan.config(), plan.decompositions)
+        made = extract_task(net, task, setting.tuned(tuned), plan.config(net.config), plan.decompositions)
         if reestimate:
             from tensornet.training.statistics import reestimate as estimate
 
@@ -80,11 +88,11 @@ def choose(
         net.save_task(made.name, extract)
     proof = None
     if test:
-        if setting is None or tuned is None or tuned.is_dir():
-            raise ConfigError("--test extracts from the checkpoint --tuned on the data of --recipe: give both")
+        assert setting is not None
+        assert tuned is not None
         from analysis.selection.proof import extraction_accuracy
 
-        svd = select(setting.base(), setting.tuned(tuned), amount(budget), ["low_rank"], setting.inputs(), unit=unit)
+        svd = select(setting.base(), setting.tuned(tuned), amount(budget), ["low_rank"], setting.inputs(), **own)
         plans = {"the plan": plan, "SVD, best ranks per layer": svd}
         for label, best in (("best single", plan.uniform), ("SVD", svd.uniform)):
             if best is not None:

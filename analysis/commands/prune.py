@@ -135,11 +135,16 @@ def _sweep(
     from analysis.figures import save_figure, sweep_lines
     from analysis.sweep import sweep
     from tensornet.atomic import write_file
+    from tensornet.errors import ConfigError
     from tensornet.training.recorded import recorded_recipes
     from tensornet.training.runs import Grid
 
     console = Console(stderr=True)
-    recipes = {name: recipe for name, recipe in recorded_recipes(run).items() if recipe.train.method == "adapt"}
+    recorded = recorded_recipes(run)
+    recipes = {name: recipe for name, recipe in recorded.items() if recipe.train.method == "adapt"}
+    whole = [name for name in variant if name in recorded and name not in recipes]
+    if whole:
+        raise ConfigError(f"variant {whole[0]!r} trained whole networks, which have no deltas to remove")
     grid = Grid(recipes, data, run, (), variant)
     say = lambda text: console.print(text, markup=False, highlight=False)
     table = sweep(grid, thresholds or None, kind, reestimate=reestimate, before=say)

@@ -60,13 +60,13 @@ def ranks(
         else:
             tasks = list(dict.fromkeys(name for name, _ in pairs(table)))
             columns = [
-                [
-                    f"{100 * mean:.1f} ± {100 * spread:.1f}"
-                    for mean, spread in zip(own["mean"], own["deviation"], strict=True)
-                ]
-                for own in (table[name] for name in tasks)
+                [_score(*pair) for pair in zip(table[(t, "mean")], table[(t, "deviation")], strict=True)] for t in tasks
             ]
             lines = [[str(r), *row] for r, row in zip(table.index, zip(*columns, strict=True), strict=True)]
             print_table("Accuracy on test, percent; ± one standard deviation over seeds", ["rank", *tasks], lines)
     if failed:
         raise RecipeError(f"{len(failed)} of {len(grid.runs)} runs", [f"{label}: {why}" for label, why in failed.items()])
+
+
+def _score(mean: float, deviation: float) -> str:
+    return "–" if mean != mean else f"{100 * mean:.1f} ± {100 * deviation:.1f}"

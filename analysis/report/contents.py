@@ -35,6 +35,7 @@ def contents(run: Path, plans: Sequence[Path] = ()) -> dict[str, Any]:
     tasks = {variant: _folders(run, variant, recipe) for variant, recipe in recipes.items()}
     groups = [_group(variant, folders) for variant, folders in tasks.items() if folders]
     first = rows[0] if rows else {}
+    saved = _saved(run, recipes)
     return {
         "run": run.resolve().name,
         "backbone": first.get("backbone"),
@@ -42,7 +43,7 @@ def contents(run: Path, plans: Sequence[Path] = ()) -> dict[str, Any]:
         "backbone_parameters": first.get("backbone_parameters"),
         "summary": {"header": header, "lines": lines},
         "groups": groups,
-        "sweep": read_sweep(run),
+        "sweep": [point for point in read_sweep(run) if point["sha256"] in saved],
         "ranks": _ranks(rows),
         "plans": [_plan(path) for path in plans],
         "likeness": [_likeness(variant, folders) for variant, folders in tasks.items() if len(folders) > 1],
@@ -57,6 +58,17 @@ def _folders(run: Path, variant: str, recipe: Recipe) -> list[Path]:
         if folder.is_dir() and read_task(folder).tensors:
             found.append(folder)
     return found
+
+
+def _saved(run: Path, recipes: dict[str, Recipe]) -> set[str]:
+    """Hashes of all saved tasks as they are now: a sweep of a task that was trained again since says nothing of it."""
+    runs = [
+        Run(recipe, variant, task, seed).folder(run)
+        for variant, recipe in recipes.items()
+        for task in recipe.tasks
+        for seed in recipe.train.seeds
+    ]
+    return {read_task(folder).record.sha256 for folder in runs if folder.is_dir()}
 
 
 def _group(variant: str, folders: Sequence[Path]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 from tensornet.atomic import write_file
+from tensornet.commands.output import finite
 
 
 def report(run: str | Path, out: str | Path, plans: Sequence[str | Path] = ()) -> Path:
@@ -45,7 +46,7 @@ def render(data: dict[str, Any]) -> str:
         style=files["report.css"],
         script=files["report.js"],
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
-        data=json.dumps(data).replace("<", "\\u003c"),
+        data=json.dumps(finite(data), allow_nan=False).replace("<", "\\u003c"),
     )
 
 

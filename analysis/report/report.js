@@ -69,7 +69,7 @@ function highest() {
 
 function left(task) {
   const norms = task.norms[kind()];
-  const kept = new Set(Object.keys(norms).filter((layer) => norms[layer] >= threshold));
+  const kept = new Set(Object.keys(norms).filter((layer) => (norms[layer] ?? Infinity) >= threshold)); // null: a change of a zero weight
   const parameters = task.tensors
     .filter((tensor) => tensor.layers.some((layer) => kept.has(layer)))
     .reduce((sum, tensor) => sum + tensor.parameters, 0);
@@ -78,7 +78,7 @@ function left(task) {
 
 function measured(task) {
   const norms = task.norms[kind()];
-  const removed = Object.values(norms).filter((norm) => norm < threshold).length;
+  const removed = Object.values(norms).filter((norm) => (norm ?? Infinity) < threshold).length;
   return data.sweep.find((p) => p.sha256 === task.sha256 && p.kind === kind() && p.removed === removed);
 }
 

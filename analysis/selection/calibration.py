@@ -61,21 +61,32 @@ def calibrate(network: nn.Module, inputs: Tensor | Iterable[Any], changes: Seque
         inputs: one batch, or an iterable of batches; of a batch that is a tuple, the first entry.
         changes: whose layers to watch.
 
+    A weight that is used without its layer being called, such as the output projection of `nn.MultiheadAttention`, counts
+    as one whose inputs are alike in all directions.
+
     Raises:
         NonFiniteError: a layer saw NaN or infinity.
-        ShapeError: a layer was never applied.
+        ShapeError: no layer was ever applied.
     """
     found: dict[str, Seen] = {}
     batches = [inputs] if isinstance(inputs, Tensor) else inputs
+    rows = 0
     with _watching(network, changes, found), torch.no_grad():
         for batch in batches:
-            network(batch[0] if isinstance(batch, tuple | list) else batch)
-    missing = [change.target.name for change in changes if change.target.name not in found]
-    if missing:
-        raise ShapeError(f"the calibration data never reached {', '.join(missing[:20])}")
+            x = batch[0] if isinstance(batch, tuple | list) else batch
+            network(x)
+            rows += len(x)
+    if not found:
+        raise ShapeError("the calibration data reaches no layer that changed: is it for this network, and is there any?")
     broken = [name for name, seen in found.items() if not torch.isfinite(seen.moment).all()]
     if broken:
         raise NonFiniteError(f"the calibration data gives NaN or infinity at {', '.join(broken[:20])}")
+    for change in changes:
+        target = change.target
+        if target.name not in found:
+            width = target.modes()["in"] * target.modes().get("kernel", 1)
+            found[target.name] = Seen(torch.eye(width, device=change.delta.device)[None], applied=1)
+        found[target.name].samples = rows
     return found
 
 
@@ -86,7 +97,7 @@ def _watching(network: nn.Module, changes: Sequence[Change], found: dict[str, Se
     for change in changes:
         for path, _ in change.target.places:
             layer = network.get_submodule(path)
-            hooks.append(layer.register_forward_hook(_Watch(change, found)))
+            hooks.append(layer.register_forward_hook(_Watch(change, found), with_kwargs=True))
     network.eval()
     try:
         yield
@@ -103,8 +114,8 @@ class _Watch:
         self.change = change
         self.found = found
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        x = args[0].detach()
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        x = next(given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)).detach()
         y = output[0] if isinstance(output, tuple) else output
         spatial = isinstance(layer, _ConvNd)
         applied = y.numel() // y.shape[1 if spatial else -1]
@@ -113,7 +124,6 @@ class _Watch:
         seen.moment += moment
         seen.applied += applied
         seen.entered += x.numel() // x.shape[1] if spatial else applied
-        seen.samples += x.shape[0]
 
 
 def _moment(layer: nn.Module, x: Tensor, change: Change, applied: int) -> Tensor:

@@ -17,7 +17,7 @@ from tensornet.decompositions import Decomposition, Factors, Spectrum, decomposi
 from tensornet.delta import gathered
 from tensornet.foldings import Fold
 from tensornet.foldings import layer as fold_per_layer
-from tensornet.shapes import Rank
+from tensornet.shapes import Rank, Shape
 
 
 @dataclass(frozen=True)
@@ -103,26 +103,30 @@ def candidates(
     """
     measure = Measure(change, seen)
     if not measure.energy:
-        return [Candidate(NONE, None, 0, 0, 0.0, {}, "its delta is zero")]
+        return [Candidate(NONE, None, 0, 0, 0.0, {}, "it changes nothing")]
     found = [Candidate(NONE, None, 0, 0, measure.energy, {})]
-    roots = None if seen is None else seen.channel_root(measure.fold.modes["in"])
+    root, inverse = (None, None) if seen is None else seen.channel_root(measure.fold.modes["in"])
     spectra: dict[tuple[bool, bool], Spectrum] = {}
     for name in sorted(ladder, key=lambda name: decomposition(name).chain):
         cls = decomposition(name)
         shape, place = measure.fold.shape(cls.chain), measure.fold.order(cls.chain).index("in")
-        weighed = roots is not None and cls.mode_product.__func__ is not Decomposition.mode_product.__func__  # type: ignore[attr-defined]
-        spectrum = _spectrum(spectra, measure, cls.chain, roots[0] if roots is not None and weighed else None)
-        for rung in cls.ladder(spectrum, ladder[name], seed):
-            error, factors = rung.error, rung.factors
-            if seen is not None:
-                inverse = cls.mode_product(factors, shape, place, roots[1]) if roots is not None and weighed else None
-                factors = inverse or factors
-                error = measure.error(cls, factors)
-            rank = rung.rank
-            parameters = cls.parameter_count(shape, rank)
+        weigh = root if _can_be_weighed(cls, shape, place) else None
+        for rung in cls.ladder(_spectrum(spectra, measure, cls.chain, weigh), ladder[name], seed):
+            factors = rung.factors
+            if weigh is not None and inverse is not None:
+                factors = cls.mode_product(factors, shape, place, inverse) or factors
+            error = rung.error if seen is None else measure.error(cls, factors)
             stored = {factor: tensor.to(change.delta.dtype) for factor, tensor in factors.items()}
-            found.append(Candidate(name, rank, parameters, cost(change, seen, unit, name, rank), error, stored, rung.note))
+            parameters, price = cls.parameter_count(shape, rung.rank), cost(change, seen, unit, name, rung.rank)
+            found.append(Candidate(name, rung.rank, parameters, price, error, stored, rung.note))
     return found
+
+
+def _can_be_weighed(cls: type[Decomposition], shape: Shape, mode: int) -> bool:
+    """Whether a tensor of this decomposition stays one when it is multiplied along a mode."""
+    sizes = cls.factor_shapes(shape, cls.feasible_rank(shape, 1))
+    factors = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+    return cls.mode_product(factors, shape, mode, torch.empty(shape[mode], shape[mode], device="meta")) is not None
 
 
 def fold_of(change: Change) -> Fold:
@@ -144,7 +148,7 @@ def cost(change: Change, seen: Seen | None, unit: Cost, name: str, rank: Rank) -
     assert seen is not None
     sizes = cls.factor_shapes(shape, cls.feasible_rank(shape, rank))
     bottleneck = cls.bottleneck({factor: torch.empty(size, device="meta") for factor, size in sizes.items()}, shape)
-    if bottleneck is None:
+    if bottleneck is None or change.target.transposed or len(seen.moment) > 1:  # no branch beside groups
         return whole(change, seen, unit)
     out, core, into = bottleneck
     applied, entered = seen.applied // seen.samples, seen.entered // seen.samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tensornet.config import AdaptConfig
-from tensornet.errors import MismatchError, NonFiniteError, TaskFileError
+from tensornet.config import NONE, AdaptConfig
+from tensornet.errors import ConfigError, DataError, MismatchError, NonFiniteError, TaskFileError, near
 from tensornet.files import read_task
+from tensornet.network import adapt
 from tensornet.targets import Target, find_head, select
 
 Network = nn.Module | str | Path
@@ -39,27 +41,34 @@ class Change:
     itemsize: int = 4
 
 
-def changes(base: Network | None, tuned: Network | Sequence[Change]) -> list[Change]:
+def changes(base: Network | None, tuned: Network | Sequence[Change], head: str | None = None) -> list[Change]:
     """ΔW = W_tuned − W_base of every target, in network order.
 
     Args:
         base: a module or a safetensors file; None where ``tuned`` says it all.
-        tuned: a module, a safetensors file, a task folder, or the changes themselves.
+        tuned: a module, a safetensors file, a task folder, or the changes themselves. A task folder is enough alone; with
+            a module as base it is loaded on it.
+        head: path of the head, which is no target. By default the last linear layer; in files the linear layer whose shape
+            differs, or else the last by name.
 
     Returns:
         For modules the targets of `AdaptConfig()`; for files every tensor of two or more modes called `….weight` but the
-        last linear layer's; for a task folder the layers that it adapts.
+        head's (names do not tell embeddings and transposed convolutions from others: give modules where there are such);
+        for a task folder the layers that it adapts.
 
     Raises:
+        ConfigError: a checkpoint as base of a task folder, or no such head.
         MismatchError: names or shapes differ; all that do are listed.
         NonFiniteError: weights hold NaN or infinity; all that do are listed.
         TaskFileError: a file cannot be read, or nothing changed.
     """
     if isinstance(tuned, str | Path) and Path(tuned).is_dir():
+        if base is not None:
+            raise ConfigError(f"{tuned} is a task folder and says its change itself: leave out the base {base}")
         found = [Change(delta.target, delta.dense().detach()) for _, delta, _ in read_task(tuned).deltas()]
         found.sort(key=lambda change: change.target.order)
     elif isinstance(tuned, nn.Module | str | Path):
-        found = _between(base, tuned)
+        found = _between(base, tuned, head)
     else:
         found = list(tuned)
     broken = [change.target.name for change in found if not torch.isfinite(change.delta).all()]
@@ -70,10 +79,22 @@ def changes(base: Network | None, tuned: Network | Sequence[Change]) -> list[Cha
     return found
 
 
+def loaded(base: nn.Module, task: Path) -> nn.Module:
+    """A copy of a backbone with a task merged into it.
+
+    Raises:
+        MismatchError: the task belongs to another backbone.
+    """
+    head = read_task(task).record.backbone.head or NONE
+    net = adapt(copy.deepcopy(base), AdaptConfig(NONE, norms="shared", head=head))
+    return net.merged(net.load_task(task).name)
+
+
 def gradients(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    head: str | None = None,
 ) -> list[Change]:
     """ΔW = −∂L/∂W of every target of `AdaptConfig()`, summed over batches: where a first step would go.
 
@@ -81,11 +102,15 @@ def gradients(
         network: with a head that suits the labels; it is left as it is.
         batches: pairs of input and labels.
         loss: of output and labels, a scalar.
+        head: path of the head, which is no target; the last linear layer by default.
 
     Raises:
-        NonFiniteError: a gradient is not finite.
+        DataError: there is no batch.
     """
-    targets = _targets(network)
+    batches = list(batches)
+    if not batches:
+        raise DataError("gradients need data: there is no batch")
+    targets = _targets(network, head)
     weights = [_weight(network, target) for target in targets]
     required = [weight.requires_grad for weight in weights]
     sums = [torch.zeros_like(weight) for weight in weights]
@@ -95,8 +120,10 @@ def gradients(
         for weight in weights:
             weight.requires_grad_(True)
         for x, y in batches:
-            for total, grad in zip(sums, torch.autograd.grad(loss(network(x), y), weights), strict=True):
-                total -= grad
+            found = torch.autograd.grad(loss(network(x), y), weights, allow_unused=True)
+            for total, grad in zip(sums, found, strict=True):
+                if grad is not None:
+                    total -= grad
     finally:
         network.train(training)
         for weight, before in zip(weights, required, strict=True):
@@ -107,18 +134,20 @@ def gradients(
     ]
 
 
-def _between(base: Network | None, tuned: Network) -> list[Change]:
+def _between(base: Network | None, tuned: Network, head: str | None) -> list[Change]:
     if base is None:
         raise TaskFileError("a tuned network alone says nothing of its change: give its base too")
     module = next((network for network in (base, tuned) if isinstance(network, nn.Module)), None)
     before, after = _state(base), _state(tuned)
     if module is not None:
-        targets = _targets(module)
+        targets = _targets(module, head)
         keys = [f"{t.module}.{t.parameter}" if t.module else t.parameter for t in targets]
     else:
-        targets = _targets_of_file(before)
+        if head is not None and f"{head}.weight" not in before:
+            raise ConfigError(f"head: {base} has no {head}.weight. {near(head, map(str, before))}")
+        targets = _targets_of_file(before, head or _head_in_file(before, after))
         keys = [f"{target.module}.weight" for target in targets]
-        extra = [t.module for t in _targets_of_file(after) if f"{t.module}.weight" not in before]
+        extra = [name.removesuffix(".weight") for name in _weights(after) if name not in before]
         _refuse([f"{name}.weight: only in the tuned checkpoint" for name in extra])
     problems = []
     for key in keys:
@@ -150,18 +179,29 @@ def _state(network: Network) -> Mapping[str, Tensor]:
         raise TaskFileError(f"{network} cannot be read: {error}; {advice}") from None
 
 
-def _targets(network: nn.Module) -> list[Target]:
-    return [target for target, _ in select(network, AdaptConfig(), find_head(network, None))]
+def _targets(network: nn.Module, head: str | None) -> list[Target]:
+    return [target for target, _ in select(network, AdaptConfig(), find_head(network, head))]
 
 
-def _targets_of_file(state: Mapping[str, Tensor]) -> list[Target]:
+def _head_in_file(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str | None:
+    """The linear layer that has another shape after tuning, or else the last one; file names say no more."""
+    linear = [name for name in _weights(before) if before[name].ndim == 2]
+    changed = [name for name in linear if name in after and after[name].shape != before[name].shape]
+    found = changed if len(changed) == 1 else linear[-1:]
+    return found[0].removesuffix(".weight") if found else None
+
+
+def _weights(state: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of two or more modes called `….weight`, numbers in names in their order."""
     names = [name for name in state if name.endswith(".weight") and state[name].ndim >= 2]
-    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    linear = [name for name in names if state[name].ndim == 2]
-    names = [name for name in names if name != (linear[-1] if linear else None)]
-    shapes = [tuple(state[name].shape) for name in names]
-    paths = [name.removesuffix(".weight") for name in names]
-    return [Target(p, "weight", s, kernel=len(s) > 2, order=i) for i, (p, s) in enumerate(zip(paths, shapes, strict=True))]
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def _targets_of_file(state: Mapping[str, Tensor], head: str | None) -> list[Target]:
+    paths = [name.removesuffix(".weight") for name in _weights(state)]
+    shapes = [tuple(state[f"{path}.weight"].shape) for path in paths]
+    every = [Target(p, "weight", s, kernel=len(s) > 2, order=i) for i, (p, s) in enumerate(zip(paths, shapes, strict=True))]
+    return [target for target in every if target.module != head]
 
 
 def _weight(network: nn.Module, target: Target) -> Tensor:

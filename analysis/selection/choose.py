@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
 from torch import Tensor, nn
 
-from analysis.kinds import Cost
+from analysis.kinds import Cost, plain
 from analysis.selection.calibration import Seen, calibrate
 from analysis.selection.candidates import Candidate, candidates, cost, fold_of, whole, worthwhile
-from analysis.selection.changes import Change, Network, changes
+from analysis.selection.changes import Change, Network, changes, loaded
 from analysis.selection.knapsack import pack
 from analysis.selection.plan import Plan, relative
 from tensornet.config import NONE
@@ -34,6 +35,7 @@ def choose(
     *,
     unit: Cost = "parameters",
     ranks: Sequence[int] = LADDER,
+    head: str | None = None,
     seed: int = 0,
 ) -> Plan:
     """The plan of least error within a budget, by an exact multiple-choice knapsack over all layers.
@@ -49,6 +51,7 @@ def choose(
             says much more about accuracy. Needs modules.
         unit: "parameters", "bytes" or "multiply_adds" (of one sample, beside the layer; needs calibration).
         ranks: tried for every layer.
+        head: path of the head, which is no target; see `changes`.
         seed: of the decompositions.
 
     Raises:
@@ -60,10 +63,12 @@ def choose(
     names = _names(decompositions)
     if unit not in get_args(Cost):
         raise ConfigError(f"a budget is in one of {', '.join(get_args(Cost))}; got {unit!r}")
-    found = changes(base, tuned)
+    if isinstance(base, nn.Module) and isinstance(tuned, str | Path) and Path(tuned).is_dir():
+        tuned = loaded(base, Path(tuned))
+    found = changes(base, tuned, head)
     seen = _seen(base, tuned, calibration, unit, found)
     total = sum(whole(change, seen.get(change.target.name), unit) for change in found)
-    limit = _limit(budget, total, unit)
+    limit = _limit(plain(budget), total, unit)
 
     def priced(change: Change, name: str, rank: int) -> int:
         return cost(change, seen.get(change.target.name), unit, name, _stored(change, name, rank)[1])

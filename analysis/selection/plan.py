@@ -74,9 +74,10 @@ class Plan:
         kinds = zip(self.table.index, self.table["decomposition"], self.table["rank"], strict=True)
         return {re.escape(str(name)).replace(r"\-", "-"): Choice(kind, rank) for name, kind, rank in kinds}
 
-    def config(self) -> AdaptConfig:
-        """The config of a task with this plan."""
-        return AdaptConfig(NONE, layers=self.layers)
+    def config(self, like: AdaptConfig | None = None) -> AdaptConfig:
+        """The config of a task with this plan; norms and head are those of ``like``."""
+        like = like or AdaptConfig()
+        return AdaptConfig(NONE, layers=self.layers, norms=like.norms, head=like.head)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as TOML, which `AdaptConfig(layers="plan.toml")` and recipes take.
@@ -97,7 +98,8 @@ class Plan:
         for (pattern, choice), row in zip(self.layers.items(), self.table.itertuples(), strict=True):
             ranks = "" if choice.rank is None else f", rank = {json.dumps(choice.rank)}"
             comment = f"{row.parameters:,} parameters, relative error {row.relative:.4f}"
-            lines.append(f'{json.dumps(pattern)} = {{ decomposition = "{choice.decomposition}"{ranks} }}  # {comment}')
+            key = json.dumps(pattern, ensure_ascii=False)
+            lines.append(f'{key} = {{ decomposition = "{choice.decomposition}"{ranks} }}  # {comment}')
         return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from analysis.selection.changes import Change, gradients
 from tensornet.backbones import load_weights
 from tensornet.config import NONE
 from tensornet.data.augment import centre_crop, normalised
-from tensornet.data.images import Images, ordered_loader
+from tensornet.data.images import Images
 from tensornet.errors import ConfigError, near
 from tensornet.network import AdaptedNetwork
 from tensornet.training.adapting import fresh_head, train_task
@@ -52,6 +51,11 @@ class Setting:
         self._recipe = recipes[variant]
         self._images = images
 
+    @property
+    def head(self) -> str | None:
+        """Path of the backbone's head, where the recipe names it."""
+        return self._recipe.config.head
+
     def network(self) -> AdaptedNetwork:
         """The backbone, adapted, with no task yet."""
         return self._grid.network(self._recipe)
@@ -78,12 +82,12 @@ class Setting:
 
     def gradients(self) -> list[Change]:
         """−∂L/∂W on the training images, with a head trained for a few epochs on frozen features."""
-        head_only = self._recipe.model_copy(update={"adapt": {"decomposition": NONE, "norms": "shared"}})
+        head_only = self._recipe.model_copy(update={"adapt": {"decomposition": NONE, "norms": "shared", "head": self.head}})
         net, image = self._grid.network(head_only), self._recipe.input
         train, test = (Images(split, image.stored) for split in self._grid.splits(self._run.task))
         settings = self._recipe.train.model_copy(update={"epochs": HEAD_EPOCHS, "method": "adapt"})
         train_task(net, "head", train, test, settings, image, self._run.seed, progress=False)
-        return gradients(net.merged("head"), self._batches())
+        return gradients(net.merged("head"), self._batches(), head=net.head_path)
 
     def accuracy(self, network: nn.Module) -> float:
         """On the test split, in [0, 1]."""
@@ -102,6 +106,7 @@ class Setting:
         image = self._recipe.input
         train = Images(self._grid.splits(self._run.task)[0], image.stored)
         mean, std = torch.tensor(image.mean), torch.tensor(image.std)
-        size = min(64, self._images)
-        for images, labels in itertools.islice(ordered_loader(train, size), max(self._images // size, 1)):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._run.seed))[: self._images]
+        for chosen in order.split(64):  # at random: files often lie class by class
+            images, labels = train.__getitems__(chosen.tolist())
             yield normalised(centre_crop(images, image.size), mean, std), labels

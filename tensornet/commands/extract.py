@@ -15,7 +15,7 @@ def extract(
     out: Annotated[Path, typer.Option(help="Folder for the task.")],
     backbone: Annotated[str, typer.Option(help="What it began from: hub:DIR:ENTRY, timm:NAME, …")],
     plan: Annotated[Path | None, typer.Option(help="A plan of `tensornet choose`.")] = None,
-    decomposition: Annotated[str, typer.Option(help="Without a plan: for every layer.")] = "cp",
+    decomposition: Annotated[str | None, typer.Option(help="Without a plan: for every layer; cp by default.")] = None,
     rank: Annotated[int | None, typer.Option(help="Without a plan: of every layer.")] = None,
     name: Annotated[str, typer.Option(help="Of the task; the file's by default.")] = "",
     data: Annotated[Path, typer.Option(help="Folder from which the paths of backbone and weights begin.")] = Path(),
@@ -32,13 +32,13 @@ def extract(
     from tensornet.extraction import extract_task
     from tensornet.network import adapt
 
-    if plan is not None and rank is not None:
-        raise ConfigError("a plan says the ranks; give --plan or --rank, not both")
+    if plan is not None and (rank is not None or decomposition is not None):
+        raise ConfigError("a plan says decompositions and ranks; give --plan, or --decomposition and --rank, not both")
     try:
         state = load_file(tuned)
     except (OSError, SafetensorError) as error:
         raise TaskFileError(f"{tuned} cannot be read as a safetensors file: {error}") from None
-    config = AdaptConfig(decomposition, rank) if plan is None else AdaptConfig(NONE, layers=plan)
+    config = AdaptConfig(decomposition or "cp", rank) if plan is None else AdaptConfig(NONE, layers=plan)
     net = adapt(load_backbone(backbone, root=data, weights=weights), config, name=backbone)
     task = extract_task(net, name or tuned.stem, state)
     net.save_task(task.name, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -14,8 +15,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 def print_json(data: Any) -> None:
-    """JSON on standard output."""
-    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    """JSON on standard output; what is not finite is null."""
+    typer.echo(json.dumps(finite(data), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def finite(data: Any) -> Any:
+    """The same data with None for NaN and infinity, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def print_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> None:

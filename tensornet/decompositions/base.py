@@ -166,6 +166,11 @@ class Decomposition(nn.Module, ABC):
         return rungs
 
     @classmethod
+    def cheapest(cls, spectrum: Spectrum, error: float) -> Rung | None:
+        """The fewest parameters whose squared error is at most ``error``; None: try the ladder."""
+        return None
+
+    @classmethod
     def initial_scale(cls, name: str, size: Shape) -> float:
         """Standard deviation of a random factor: its rows start at unit norm, whatever the rank."""
         return 1 / math.sqrt(math.prod(size[1:]))

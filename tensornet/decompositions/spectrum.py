@@ -139,3 +139,12 @@ def best_ranks(captured: Tensor, costs: Tensor, budgets: Sequence[int]) -> list[
     """
     places = [int(torch.where(costs.to(captured.device) <= budget, captured, -1.0).argmax()) for budget in budgets]
     return [tuple(int(i) + 1 for i in torch.unravel_index(torch.tensor(place), captured.shape)) for place in places]
+
+
+def fewest_parameters(captured: Tensor, costs: Tensor, energy: float) -> tuple[int, ...] | None:
+    """The ranks of the least cost that capture ``energy``; None where none does."""
+    prices = torch.where(captured >= energy, costs.to(captured), torch.inf)
+    place = prices.argmin()
+    if not torch.isfinite(prices.flatten()[place]):
+        return None
+    return tuple(int(i) + 1 for i in torch.unravel_index(place, captured.shape))

@@ -15,7 +15,7 @@ from tensornet.decompositions.base import Decomposition, Factors, Rung
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.low_rank import LowRank
 from tensornet.decompositions.named import register
-from tensornet.decompositions.spectrum import Spectrum, best_ranks, rank_grids
+from tensornet.decompositions.spectrum import Spectrum, best_ranks, fewest_parameters, rank_grids
 from tensornet.shapes import Rank, Shape, check_rank, ranks_within, tensor_train_limits
 
 
@@ -106,7 +106,6 @@ class TT(Decomposition):
         return {**factors, f"core_{mode}": torch.einsum("mn,anb->amb", matrix, factors[f"core_{mode}"])}
 
     @classmethod
-    @on_pytorch
     def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:
         """A train of two or three modes is a Tucker form with the middle mode left whole: its HOSVD serves every rank."""
         shape = tuple(spectrum.tensor.shape)
@@ -116,18 +115,34 @@ class TT(Decomposition):
             matrices = LowRank.ladder(spectrum, ranks, seed)
             pairs = [(m.factors["left"], m.factors["right"], m.error) for m in matrices]
             return [Rung((a.shape[1],), error, {"core_0": a[None], "core_1": b[:, :, None]}) for a, b, error in pairs]
-        first, middle, last = shape
         captured = spectrum.captured[:, -1]
         clipped = [cls.feasible_rank(shape, r) for r in ranks]
-        r, q = rank_grids(captured.shape)
-        costs = torch.where((r <= middle * q) & (q <= middle * r), first * r + r * middle * q + q * last, 2**62)
-        best = best_ranks(captured, costs, [cls.parameter_count(shape, r) for r in clipped])
-        rungs = []
-        for chosen in dict.fromkeys([*clipped, *best]):
-            core, (left, whole, right), error = spectrum.orthogonal((chosen[0], spectrum.core.shape[1], chosen[1]))
-            cores = {"core_0": left[None], "core_1": mode_dot(core, whole, 1), "core_2": right.T[:, :, None]}
-            rungs.append(Rung(chosen, error, cores))
-        return rungs
+        best = best_ranks(captured, _costs(shape, captured), [cls.parameter_count(shape, r) for r in clipped])
+        return [cls._rung(spectrum, chosen) for chosen in dict.fromkeys([*clipped, *best])]
+
+    @classmethod
+    def cheapest(cls, spectrum: Spectrum, error: float) -> Rung | None:
+        if spectrum.tensor.ndim != 3:
+            return None
+        captured = spectrum.captured[:, -1]
+        costs = _costs(tuple(spectrum.tensor.shape), captured)
+        rank = fewest_parameters(captured, costs, spectrum.energy - error)
+        return None if rank is None else cls._rung(spectrum, rank)
+
+    @classmethod
+    @on_pytorch
+    def _rung(cls, spectrum: Spectrum, rank: tuple[int, ...]) -> Rung:
+        core, (left, whole, right), error = spectrum.orthogonal((rank[0], spectrum.core.shape[1], rank[1]))
+        cores = {"core_0": left[None], "core_1": mode_dot(core, whole, 1), "core_2": right.T[:, :, None]}
+        return Rung(rank, error, cores)
+
+
+def _costs(shape: Shape, captured: Tensor) -> Tensor:
+    """At [r − 1, q − 1] the parameters of a train of three modes; infinite where a rank is above what the other allows."""
+    first, middle, last = shape
+    r, q = (grid.double() for grid in rank_grids(captured.shape))
+    counts = first * r + r * middle * q + q * last
+    return torch.where((r <= middle * q) & (q <= middle * r), counts, torch.inf)
 
 
 def _right_orthogonal(cores: list[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from tensornet.decompositions.base import Decomposition, Factors, Rung
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.named import register
 from tensornet.decompositions.orthogonal import expand, reduce
-from tensornet.decompositions.spectrum import Spectrum, best_ranks, rank_grids
+from tensornet.decompositions.spectrum import Spectrum, best_ranks, fewest_parameters, rank_grids
 from tensornet.shapes import Rank, Shape, ranks_within
 
 
@@ -120,11 +120,18 @@ class Tucker(Decomposition):
         clipped = [cls.within(shape, r) for r in ranks]
         budgets = [cls.parameter_count(shape, r) for r in clipped]
         best = best_ranks(spectrum.captured, _costs(shape, useful), budgets)
-        rungs = []
-        for chosen in dict.fromkeys([*clipped, *best]):
-            core, matrices, error = spectrum.orthogonal(chosen)
-            rungs.append(Rung(chosen, error, _named(core, matrices)))
-        return rungs
+        return [cls._rung(spectrum, chosen) for chosen in dict.fromkeys([*clipped, *best])]
+
+    @classmethod
+    def cheapest(cls, spectrum: Spectrum, error: float) -> Rung | None:
+        costs = _costs(tuple(spectrum.tensor.shape), tuple(spectrum.captured.shape))
+        rank = fewest_parameters(spectrum.captured, costs, spectrum.energy - error)
+        return None if rank is None else cls._rung(spectrum, rank)
+
+    @classmethod
+    def _rung(cls, spectrum: Spectrum, rank: tuple[int, ...]) -> Rung:
+        core, matrices, error = spectrum.orthogonal(rank)
+        return Rung(rank, error, _named(core, matrices))
 
 
 def _costs(shape: Shape, useful: Shape) -> Tensor:

@@ -231,12 +231,16 @@ def _settings(settings: Sequence[str], problems: list[str]) -> list[dict[str, An
     return changes
 
 
+class _Plan(dict[str, Any]):
+    """What a plan says: it takes the place of another plan, and is not mixed with it."""
+
+
 def _read_plan(table: object, folder: Path, problems: list[str]) -> None:
     """Put what a plan says in place of its path, so that a run records the plan itself."""
     adapt = table.get("adapt") if isinstance(table, dict) else None
     if isinstance(adapt, dict) and isinstance(adapt.get("layers"), str):
         try:
-            adapt["layers"] = read_layers(folder / adapt["layers"])
+            adapt["layers"] = _Plan(read_layers(folder / adapt["layers"]))
         except ConfigError as error:
             problems.append(f"adapt.{error}")
             del adapt["layers"]
@@ -244,7 +248,7 @@ def _read_plan(table: object, folder: Path, problems: list[str]) -> None:
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
     for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(below.get(key), dict):
+        if isinstance(value, Mapping) and isinstance(below.get(key), dict) and not isinstance(value, _Plan):
             _overlay(below[key], value)
         else:
             below[key] = value
