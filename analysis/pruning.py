@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from analysis.kinds import Kind
+from analysis.kinds import Kind, plain
 from analysis.norm_layers import norm_changes
 from analysis.norms import layer_norms
 from tensornet.config import NONE, Choice
@@ -99,9 +99,8 @@ def pruned_file(
     kind: Kind = "delta",
 ) -> Pruned:
     """`prune` of a task that was read already; nothing is written."""
-    given = {
-        n: v for n, v in (("threshold", threshold), ("keep", keep), ("budget", budget), ("energy", energy)) if v is not None
-    }
+    criteria = {"threshold": threshold, "keep": keep, "budget": budget, "energy": energy}
+    given = {name: plain(value) for name, value in criteria.items() if value is not None}
     if len(given) != 1:
         raise ConfigError(f"give one of threshold, keep, budget and energy; got {', '.join(given) or 'none'}")
     (what, value), found = *given.items(), layer_norms(file, kind)
