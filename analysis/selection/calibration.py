@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from analysis.selection.changes import Change
+from analysis.selection.changes import Change, evaluated
 from tensornet.errors import NonFiniteError, ShapeError
 
 LARGEST = 4608
@@ -92,17 +92,15 @@ def calibrate(network: nn.Module, inputs: Tensor | Iterable[Any], changes: Seque
 
 @contextmanager
 def _watching(network: nn.Module, changes: Sequence[Change], found: dict[str, Seen]) -> Iterator[None]:
-    training = network.training
     hooks = []
     for change in changes:
         for path, _ in change.target.places:
             layer = network.get_submodule(path)
             hooks.append(layer.register_forward_hook(_Watch(change, found), with_kwargs=True))
-    network.eval()
     try:
-        yield
+        with evaluated(network):
+            yield
     finally:
-        network.train(training)
         for hook in hooks:
             hook.remove()
 

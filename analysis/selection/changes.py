@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,24 +115,34 @@ def gradients(
     weights = [_weight(network, target) for target in targets]
     required = [weight.requires_grad for weight in weights]
     sums = [torch.zeros_like(weight) for weight in weights]
-    training = network.training
-    network.eval()  # running statistics stay as they are
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        for x, y in batches:
-            found = torch.autograd.grad(loss(network(x), y), weights, allow_unused=True)
-            for total, grad in zip(sums, found, strict=True):
-                if grad is not None:
-                    total -= grad
+        with evaluated(network):  # running statistics stay as they are
+            for x, y in batches:
+                found = torch.autograd.grad(loss(network(x), y), weights, allow_unused=True)
+                for total, grad in zip(sums, found, strict=True):
+                    if grad is not None:
+                        total -= grad
     finally:
-        network.train(training)
         for weight, before in zip(weights, required, strict=True):
             weight.requires_grad_(before)
     return [
         Change(target, total, weight.detach(), weight.element_size())
         for target, total, weight in zip(targets, sums, weights, strict=True)
     ]
+
+
+@contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """Inside, a network is in eval mode; after it, each of its modules is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _between(base: Network | None, tuned: Network, head: str | None) -> list[Change]:
