@@ -43,7 +43,8 @@ def choose(
     minimise Σ_l error_l subject to Σ_l cost_l ≤ budget, error_l = ‖ΔW_l − ΔŴ_l‖²
 
     Args:
-        base, tuned: see `changes`.
+        base: the network before it was tuned; see `changes`.
+        tuned: what it became; see `changes`.
         budget: an int in ``unit``; a float in (0, 1] is a share of what the targeted weights themselves cost.
         decompositions: registered names; every one by default.
         calibration: inputs, a batch or an iterable of batches: errors are then those of the layers' outputs as a share
