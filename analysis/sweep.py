@@ -15,7 +15,6 @@ from analysis.kinds import Kind
 from analysis.norms import layer_norms
 from analysis.pruning import pruned_file
 from tensornet.atomic import write_file
-from tensornet.data.images import Images
 from tensornet.errors import ConfigError, TaskFileError
 from tensornet.files import TaskFile, read_task, rewrite_task
 from tensornet.training.fit import evaluate
@@ -124,16 +123,15 @@ def _tested(grid: Grid, run: Run, file: TaskFile, threshold: float, kind: Kind, 
         rewrite_task(Path(folder) / "task", pruned.file)
         name = net.load_task(Path(folder) / "task").name
     net.set_task(name)
-    _, test = grid.splits(run.task)
-    size, image = run.recipe.input.stored, run.recipe.input
+    (_, test), image = grid.images(run), run.recipe.input
     found: dict[str, Any] = {
         "removed": len(pruned.removed),
         "layers": len(norms),
         "parameters": pruned.file.parameter_counts()["deltas"],
-        "accuracy": evaluate(net, Images(test, size), image),
+        "accuracy": evaluate(net, test, image),
         "reestimated": None,
     }
     if reestimate:
         estimate(net, name, grid.inputs(run))
-        found["reestimated"] = evaluate(net, Images(test, size), image)
+        found["reestimated"] = evaluate(net, test, image)
     return found

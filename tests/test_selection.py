@@ -197,7 +197,7 @@ def test_files_tasks_and_gradients_are_sources_too(tmp_path):
     assert by_file.error == pytest.approx(by_module.error, rel=1e-6)
     assert dict(by_file.table["decomposition"]) == dict(by_module.table["decomposition"])
     net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense"))
-    task = trained(net.add_task("t"), 0.05)
+    trained(net.add_task("t"), 0.05)
     net.save_task("t", tmp_path / "t")
     by_task = analysis.choose(None, tmp_path / "t", 0.1, NAMES)
     assert by_task.cost <= by_task.budget
@@ -210,7 +210,6 @@ def test_files_tasks_and_gradients_are_sources_too(tmp_path):
     for change in found:
         torch.testing.assert_close(change.delta, -base.get_submodule(change.target.module).weight.grad)
     assert analysis.choose(None, found, 0.1, NAMES).cost <= int(0.1 * sum(c.delta.numel() for c in found))
-    assert task is not None
 
 
 def test_a_plan_is_a_config(tmp_path):
@@ -323,10 +322,20 @@ def test_extraction_refuses_and_leaves_nothing():
         extract_task(odd, "t", {k: v.clone() for k, v in odd.backbone.state_dict().items()})
 
 
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x)))
+
+
 def test_changes_of_a_tied_weight_come_once():
-    found = changes(*pair(Transformer))
-    names = [change.target.name for change in found]
-    assert len(names) == len(set(names))
+    assert [change.target.name for change in changes(*pair(Tied))] == ["a"]
 
 
 # ---- what reviews found ------------------------------------------------------------------------------------------------

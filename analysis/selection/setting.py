@@ -12,7 +12,6 @@ from analysis.selection.changes import Change, gradients
 from tensornet.backbones import load_weights
 from tensornet.config import NONE
 from tensornet.data.augment import centre_crop, normalised
-from tensornet.data.images import Images
 from tensornet.errors import ConfigError, near
 from tensornet.network import AdaptedNetwork
 from tensornet.training.adapting import fresh_head, train_task
@@ -84,15 +83,14 @@ class Setting:
         """−∂L/∂W on the training images, with a head trained for a few epochs on frozen features."""
         head_only = self._recipe.model_copy(update={"adapt": {"decomposition": NONE, "norms": "shared", "head": self.head}})
         net, image = self._grid.network(head_only), self._recipe.input
-        train, test = (Images(split, image.stored) for split in self._grid.splits(self._run.task))
+        train, test = self._grid.images(self._run)
         settings = self._recipe.train.model_copy(update={"epochs": HEAD_EPOCHS, "method": "adapt"})
         train_task(net, "head", train, test, settings, image, self._run.seed, progress=False)
         return gradients(net.merged("head"), self._batches(), head=net.head_path)
 
     def accuracy(self, network: nn.Module) -> float:
         """On the test split, in [0, 1]."""
-        image = self._recipe.input
-        return evaluate(network, Images(self._grid.splits(self._run.task)[1], image.stored), image)
+        return evaluate(network, self._grid.images(self._run)[1], self._recipe.input)
 
     def inputs(self) -> list[Tensor]:
         """Training images without augmentation, normalised, in batches."""
@@ -104,7 +102,7 @@ class Setting:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         image = self._recipe.input
-        train = Images(self._grid.splits(self._run.task)[0], image.stored)
+        train, _ = self._grid.images(self._run)
         mean, std = torch.tensor(image.mean), torch.tensor(image.std)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._run.seed))[: self._images]
         for chosen in order.split(64):  # at random: files often lie class by class

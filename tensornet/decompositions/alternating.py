@@ -139,7 +139,8 @@ def _swept(tensor: Tensor, begin: list[Tensor]) -> tuple[list[Tensor], float, st
             return found, residual, note
         plain = plain or (found, residual, "components cancel")
     if plain is None:
-        return begin, float(tensor.double().square().sum()), "the equations were singular"
+        nothing = [torch.zeros_like(f) for f in begin]
+        return nothing, float(tensor.double().square().sum()), "the equations were singular"
     return plain
 
 

@@ -143,7 +143,7 @@ class Grid:
         """Training images of a run as its training saw them, normalised; every batch of an epoch, or the first ones."""
         image, generator = run.recipe.input, torch.Generator().manual_seed(run.seed)
         mean, std = torch.tensor(image.mean), torch.tensor(image.std)
-        loader = shuffled_loader(self._decoded(run)[0], run.recipe.train.batch_size, run.seed, 0)
+        loader = shuffled_loader(self.images(run)[0], run.recipe.train.batch_size, run.seed, 0)
         for images, _ in itertools.islice(loader, batches):
             yield normalised(augmented(images, run.recipe.train, image, generator), mean, std)
 
@@ -169,7 +169,7 @@ class Grid:
         A run that was killed goes on from its last epoch.
         """
         recipe = run.recipe
-        train, test = self._decoded(run)
+        train, test = self.images(run)
         net = self.network(recipe)
         checkpoints = self.out / "checkpoints" / run.place / run.digest
         name, settings = run.task.name, recipe.train
@@ -221,7 +221,7 @@ class Grid:
     def _record(self, run: Run) -> Path:
         return (self.out / "runs" / run.place).with_suffix(".json")
 
-    def _decoded(self, run: Run) -> tuple[Images, Images]:
+    def images(self, run: Run) -> tuple[Images, Images]:
         """The images of a task; those of the last task are kept."""
         key = (run.task, run.recipe.input.stored)
         if self._images is None or self._images[0] != key:
