@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tensornet.delta import Delta
 from tensornet.errors import StateError
+from tensornet.paths.branch import Branch, Way, branch
 
 
 class Unroutable(StateError):
@@ -28,6 +29,13 @@ class Content:
     def __init__(self, deltas: dict[str, Delta] | None = None, replacement: nn.Module | None = None) -> None:
         self.deltas = deltas or {}
         self.replacement = replacement
+        self._branch: tuple[Branch | None] | None = None
+
+    def branch(self, layer: nn.Module) -> Branch | None:
+        """The delta through its rank, where ``layer``, whose slot this content goes into, can take it so."""
+        if self._branch is None:
+            self._branch = (branch(layer, self.deltas),)
+        return self._branch[0]
 
 
 class Router(Protocol):
@@ -48,7 +56,8 @@ class Slot:
         """No task: the layer is the backbone's own."""
         self.deltas: dict[str, Delta] = {}
         self.replacement: nn.Module | None = None
-        self.on_activations = False
+        self.branch: Branch | None = None
+        self.way: Way = "auto"
         self.inside = False
         self.router: Router | None = None
         self.contents: list[Content] = []
@@ -83,11 +92,14 @@ class Attached(nn.Module):
             return slot.router.run(self, super().forward, args, kwargs)
         if slot.replacement is not None:
             return slot.replacement(*args, **kwargs)
-        if slot.on_activations and len(args) == 1 and not kwargs:
-            (delta,) = slot.deltas.values()
-            with slot.reading_the_backbone():
-                y = super().forward(*args, **kwargs)
-            return y + delta.branch(self, *args)
+        if slot.branch is not None and len(args) == 1 and not kwargs:
+            on_activations = slot.way == "activations"
+            if (on_activations or torch.is_grad_enabled()) and slot.branch.takes(self, args[0]):
+                return slot.branch.step(self, args[0], slot.way)
+            if on_activations:
+                with slot.reading_the_backbone():
+                    y = super().forward(*args)
+                return y + slot.branch.beside(*args)
         return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -1,22 +1,13 @@
-"""How a delta meets its layer: on the weight, or on the activations."""
+"""The change of one weight, as a slice of a decomposed tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 from tensornet.decompositions import Bottleneck, Decomposition, Factors
 from tensornet.foldings import Fold, Member
-
-_CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-_STOCK_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-_STOCK = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)}
-
 
 class Delta:
     """ΔW of one weight: a slice of a decomposed tensor, multiplied by a scale.
@@ -118,67 +109,13 @@ class Delta:
         return self._sum(weight)
 
     def _sum(self, weight: Tensor) -> Tensor:
-        wide = torch.promote_types(weight.dtype, torch.float32)
         bottleneck = self.bottleneck()
         if bottleneck is None:
+            wide = torch.promote_types(weight.dtype, torch.float32)
             return (weight.to(wide) + self.dense().to(wide)).to(weight.dtype)
-        core, into = (None if part is None else part.to(wide) for part in bottleneck[1:])
-        out, rows = bottleneck.out.to(wide), Bottleneck(bottleneck.out, core, into).rows()
         if self.target.transposed:
-            sums = torch.addmm(weight.to(wide).transpose(0, 1).flatten(1), out, rows, alpha=self.scale)
-            return sums.reshape(weight.shape[1], weight.shape[0], *weight.shape[2:]).transpose(0, 1).to(weight.dtype)
-        sums = torch.addmm(weight.to(wide).flatten(1), out, rows, alpha=self.scale)
-        return sums.reshape(weight.shape).to(weight.dtype)
-
-    def branches(self, layer: nn.Module) -> bool:
-        """Whether ``layer`` can take this delta on its activations: its forward is the stock one and has no groups."""
-        kind: Any = getattr(layer, "_base", type(layer))
-        if self.bottleneck() is None or self.target.transposed or kind.forward not in _STOCK:
-            return False
-        if isinstance(layer, _ConvNd) and kind._conv_forward not in _STOCK_CONVOLUTIONS:
-            return False
-        if isinstance(layer, nn.Embedding):
-            return layer.padding_idx is None and not layer.scale_grad_by_freq and not layer.sparse
-        return not isinstance(layer, _ConvNd) or layer.groups == 1
-
-    def branch(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """ΔW applied to the input of ``layer``: into the rank, a small core, out of the rank.
-
-        Args:
-            layer: one for which `branches` holds.
-            x: its input; shape (N, …, in), (N, C_in, *size), or indices.
-        """
-        bottleneck = self.bottleneck()
-        assert bottleneck is not None
-        if isinstance(layer, nn.Embedding):
-            y = F.linear(F.embedding(x, bottleneck.out), bottleneck.rows().T)
-        elif isinstance(layer, _ConvNd):
-            y = _convolve(layer, x, bottleneck)
-        else:
-            y = F.linear(F.linear(x, bottleneck.rows()), bottleneck.out)
-        return self.scale * y
-
-
-def _convolve(layer: _ConvNd, x: Tensor, bottleneck: Bottleneck) -> Tensor:
-    """1×1 into the rank, the core with the layer's own geometry, 1×1 out. Padding commutes with mixing channels."""
-    ones = (1,) * len(layer.kernel_size)
-    batched = x.ndim == len(layer.kernel_size) + 2
-    x = x if batched else x.unsqueeze(0)
-    convolve = _CONVOLVE[x.ndim]
-    out, core, into = bottleneck
-    if core is None or (into is not None and max(layer.kernel_size) == 1):
-        core, into = bottleneck.rows()[:, :, None], None
-    if into is not None:
-        x = convolve(x, into.reshape(*into.shape, *ones))
-    groups = core.shape[0] if core.ndim == 2 else 1
-    kernel = core.reshape(core.shape[0], -1 if groups == 1 else 1, *layer.kernel_size)
-    padding: str | tuple[int, ...] = layer.padding
-    if layer.padding_mode != "zeros":
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = (0,) * len(layer.kernel_size)
-    z = convolve(x, kernel, None, layer.stride, padding, layer.dilation, groups)
-    y = convolve(z, out.reshape(*out.shape, *ones))
-    return y if batched else y.squeeze(0)
+            return bottleneck.added_to(weight.transpose(0, 1), self.scale).transpose(0, 1).to(weight.dtype)
+        return bottleneck.added_to(weight, self.scale).to(weight.dtype)
 
 
 def gathered(deltas: Mapping[str, Tensor], fold: Fold, chain: bool) -> Tensor:

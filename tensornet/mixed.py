@@ -84,7 +84,7 @@ class MixedBatch:
         batch = sum(len(group) for group in groups)
         rows: list[Any] = []
         for group, content in zip(groups, every, strict=True):
-            self.slots.fill(content, on_activations=False)
+            self.slots.fill(content, "weight")
             part_args, part_kwargs = take_rows((args, kwargs), group, batch)
             rows += split_rows(self.backbone(*part_args, **part_kwargs), len(group))
         return rows
@@ -132,15 +132,16 @@ class Segments:
         if not any(content.deltas or content.replacement is not None for content in contents):
             return forward(*args, **kwargs)
         x = only_tensor(module, args, kwargs)
-        deltas = [next(iter(content.deltas.values()), None) for content in contents]
         shared = all(content.replacement is None for content in contents)
-        if shared and self.path == "activations" and all(d is None or d.branches(module) for d in deltas):
+        branches = [content.branch(module) for content in contents]
+        beside = all(b is not None or not content.deltas for b, content in zip(branches, contents, strict=True))
+        if shared and self.path == "activations" and beside:
             with module._slot.reading_the_backbone():
                 y = forward(x)
             parts = []
-            for i, delta in enumerate(deltas):
+            for i, branch in enumerate(branches):
                 rows = self._rows(y, i)
-                parts.append(rows if delta is None else rows + delta.branch(module, self._rows(x, i)))
+                parts.append(rows if branch is None else rows + branch.beside(self._rows(x, i)))
             return torch.cat(parts)
         return self._joined([self._alone(module, forward, self._rows(x, i), i) for i in range(len(contents))])
 

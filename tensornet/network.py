@@ -21,6 +21,7 @@ from tensornet.merge import merged_copy
 from tensornet.mixed import MixedBatch
 from tensornet.names import check_task_name, from_key, row_names, to_key
 from tensornet.norms import find_norms, own_copy, task_norms
+from tensornet.paths.branch import Way
 from tensornet.plan import plan
 from tensornet.prefix import Prefix, cloned, versions_counted
 from tensornet.slots import Contents, Slots
@@ -74,7 +75,7 @@ class AdaptedNetwork(nn.Module):
         self.training = backbone.training
         self._tasks = nn.ModuleDict()
         self._active: str | None = None
-        self._path = "auto"
+        self._path: Way = "auto"
         self._identity = Identity(backbone, self.head_path)
         self._mixed = MixedBatch(backbone, self._slots)
         self._attention = SlowAttention(backbone)
@@ -145,7 +146,7 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is none of that name.
         """
-        self._slots.fill(self._contents(name), self._path == "activations")
+        self._slots.fill(self._contents(name), self._path)
         self._active = name
         self._attention.require(name is not None)
 
@@ -160,7 +161,7 @@ class AdaptedNetwork(nn.Module):
             self.set_task(before if before in self.tasks else None)
 
     @property
-    def path(self) -> str:
+    def path(self) -> Way:
         """Where deltas meet their layers; the outputs are equal to rounding.
 
         "weight": each layer computes once with W + ΔW. "activations": into the rank and out of it, beside the layer;
@@ -170,7 +171,7 @@ class AdaptedNetwork(nn.Module):
         return self._path
 
     @path.setter
-    def path(self, path: str) -> None:
+    def path(self, path: Way) -> None:
         if path not in ("auto", "weight", "activations"):
             raise ConfigError(f"path must be 'auto', 'weight' or 'activations'; got {path!r}")
         self._path = path

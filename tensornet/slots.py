@@ -10,6 +10,7 @@ from torch import nn
 
 from tensornet.attach import Attached, Content, Router, attach
 from tensornet.errors import NonFiniteError, StateError
+from tensornet.paths.branch import Way
 from tensornet.plan import TensorPlan
 
 Contents = Mapping[str, Content]
@@ -77,15 +78,13 @@ class Slots:
         assert isinstance(module, Attached)
         self.modules[path] = module
 
-    def fill(self, contents: Contents, on_activations: bool) -> None:
-        """Put ``contents`` into the slots; those that it does not name are emptied."""
+    def fill(self, contents: Contents, way: Way) -> None:
+        """Put ``contents`` into the slots, deltas to be computed in this ``way``; those that it does not name are emptied."""
         for path, module in self.modules.items():
             slot, content = module._slot, contents.get(path, _NOTHING)
             slot.several_tasks_passed = False
             slot.deltas, slot.replacement = content.deltas, content.replacement
-            slot.on_activations = (
-                on_activations and bool(content.deltas) and all(d.branches(module) for d in content.deltas.values())
-            )
+            slot.branch, slot.way = content.branch(module), way
 
     def touched(self, every: Sequence[Contents]) -> list[Attached]:
         """The layers that at least one of these contents changes."""

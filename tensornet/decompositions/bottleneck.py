@@ -31,5 +31,33 @@ class Bottleneck(NamedTuple):
         if self.into is None:
             return self.core.flatten(1)
         if self.core.ndim == 2:
+            if self.core.shape[1] == 1:
+                return self.into * self.core
             return (self.into[:, :, None] * self.core[:, None, :]).flatten(1)
         return torch.matmul(self.into.T, self.core).flatten(1)
+
+    def rows_backward(self, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of ``core`` and ``into`` from that of `rows`, of shape (Q, C_in · K)."""
+        if self.core is None:
+            return None, gradient
+        if self.into is None:
+            return gradient.reshape(self.core.shape), None
+        if self.core.ndim == 2 and self.core.shape[1] == 1:
+            return (gradient * self.into).sum(1, keepdim=True), gradient * self.core
+        shaped = gradient.unflatten(1, (self.into.shape[1], -1))  # (Q, C_in, K)
+        if self.core.ndim == 2:
+            return (shaped * self.into[:, :, None]).sum(1), (shaped * self.core[:, None, :]).sum(2)
+        core = torch.matmul(self.into, shaped)
+        return core, torch.tensordot(self.core, shaped, dims=([0, 2], [0, 2]))
+
+    def to(self, dtype: torch.dtype) -> Bottleneck:
+        """The same maps in another dtype."""
+        if all(part is None or part.dtype == dtype for part in self):
+            return self
+        return Bottleneck(*(None if part is None else part.to(dtype) for part in self))  # type: ignore[arg-type]
+
+    def added_to(self, weight: Tensor, scale: float) -> Tensor:
+        """W + scale · ΔW for a weight (C_out, C_in, *kernel), in float32 at least; the caller rounds it once."""
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        parts = self.to(wide)
+        return torch.addmm(weight.to(wide).flatten(1), parts.out, parts.rows(), alpha=scale).reshape(weight.shape)

@@ -1,0 +1,178 @@
+"""A stock layer without its weight, as the products that a low-rank delta needs.
+
+A tensor of the batch is seen as (N, C, P): rows, channels, places. Where rows have few places, as on the last maps of a
+convolutional network or in a linear layer, all places of the batch are one row: one large product is faster than many small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+_FORWARDS = {cls.forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+_FEW_PLACES = 16
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """An ungrouped convolution of any number of dimensions; see `Linear` for what the methods share.
+
+    Attributes:
+        pad, mode: what `torch.nn.functional.pad` does before it, where the layer's own padding is of another kind.
+        pointwise: a 1×1 kernel without padding, so that every output place depends on one input place.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pad: tuple[int, ...] = ()
+    mode: str = "constant"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pointwise", max(self.kernel) == 1 and max(self.padding) == 0)
+        object.__setattr__(self, "_zeros", (0,) * len(self.kernel))
+
+    if TYPE_CHECKING:
+        pointwise: bool
+        _zeros: tuple[int, ...]
+
+    def padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.pad, mode=self.mode) if self.pad else x
+
+    def batched(self, x: Tensor) -> Tensor:
+        return x if x.ndim == len(self.kernel) + 2 else x.unsqueeze(0)
+
+    def outputs(self, shape: tuple[int, ...]) -> int:
+        sizes = zip(shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return shape[0] * math.prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
+        return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, self._zeros, groups)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool], groups: int = 1) -> tuple[Any, Any]:
+        gx, gw, _ = torch.ops.aten.convolution_backward.default(
+            g, x, weight, None, self.stride, self.padding, self.dilation, False, self._zeros, groups, (*mask, False)
+        )
+        return gx, gw
+
+    def seen(self, x: Tensor) -> Tensor:
+        if max(self.stride) == 1:
+            return x
+        return x[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
+
+    def flat(self, x: Tensor) -> Tensor:
+        places = x.shape[2:].numel()
+        if places > _FEW_PLACES or x.shape[0] == 1:
+            return x.flatten(2)
+        return x.transpose(0, 1).reshape(1, x.shape[1], -1)
+
+    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
+        if flat.shape[0] == like.shape[0]:
+            return flat.view(*flat.shape[:2], *like.shape[2:])
+        return flat.view(flat.shape[1], like.shape[0], *like.shape[2:]).transpose(0, 1)
+
+    def core(self, z: Tensor, kernel: Tensor) -> Tensor:
+        """The core with the layer's geometry; ``kernel`` is (Q, P, K), or (Q, K) for a diagonal one."""
+        return self.apply(z, self._shaped(kernel), None, self._groups(kernel))
+
+    def core_backward(self, u: Tensor, z: Tensor, kernel: Tensor, inputs: bool) -> tuple[Tensor | None, Tensor]:
+        """Gradients of ``z``, where asked for, and of ``kernel``."""
+        gz, gk = self.backward(u, z, self._shaped(kernel), (inputs, True), self._groups(kernel))
+        return gz, gk.reshape(kernel.shape)
+
+    def _shaped(self, kernel: Tensor) -> Tensor:
+        return kernel.reshape(kernel.shape[0], -1 if kernel.ndim == 3 else 1, *self.kernel)
+
+    def _groups(self, kernel: Tensor) -> int:
+        return 1 if kernel.ndim == 3 else kernel.shape[0]
+
+
+class Linear:
+    """A linear layer; its channels come last."""
+
+    pointwise = True
+
+    def batched(self, x: Tensor) -> Tensor:
+        """The input with a mode for the rows of the batch; itself where it has one."""
+        return x
+
+    def outputs(self, shape: tuple[int, ...]) -> int:
+        """Places of the output over all rows, of an input of ``shape``."""
+        return math.prod(shape[:-1])
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input as the other methods take it."""
+        return x
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output."""
+        return F.linear(x, weight, bias)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool]) -> tuple[Any, Any]:
+        """Gradients of input and weight, those that ``mask`` asks for."""
+        gx = g @ weight if mask[0] else None
+        return gx, g.flatten(0, -2).T @ x.flatten(0, -2) if mask[1] else None
+
+    def seen(self, x: Tensor) -> Tensor:
+        """The places of the input that a pointwise layer looks at; a view."""
+        return x
+
+    def flat(self, x: Tensor) -> Tensor:
+        """A tensor of the batch as (N, C, P), or all of its places as one row; a view where that is possible."""
+        return x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
+
+    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
+        """A flat tensor with the rows and places of ``like``; a view."""
+        return flat.squeeze(0).T.reshape(*like.shape[:-1], -1)
+
+
+Operation = Convolution | Linear
+
+
+def operation(layer: nn.Module) -> Operation | None:
+    """The operation of a layer whose forward is the stock one and that has no groups; None for another."""
+    kind: Any = getattr(layer, "_base", type(layer))
+    if kind.forward is nn.Linear.forward:
+        return Linear()
+    if not isinstance(layer, _ConvNd) or kind.forward not in _FORWARDS or kind._conv_forward not in _CONVOLUTIONS:
+        return None
+    if layer.groups > 1:
+        return None
+    none = (0,) * len(layer.kernel_size)
+    geometry = layer.kernel_size, layer.stride
+    if layer.padding_mode != "zeros":
+        return Convolution(*geometry, none, layer.dilation, tuple(layer._reversed_padding_repeated_twice), layer.padding_mode)
+    padding = layer.padding
+    if isinstance(padding, str):
+        both = [d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(n % 2 for n in both):
+            sides = tuple(side for n in reversed(both) for side in (n // 2, n - n // 2))
+            return Convolution(*geometry, none, layer.dilation, sides)
+        padding = tuple(n // 2 for n in both)
+    if max(layer.kernel_size) == 1 and max(padding) > 0:
+        return None  # padded places see nothing of the input: no matrix product
+    return Convolution(*geometry, padding, layer.dilation)
+
+
+def product(matrix: Tensor, flat: Tensor) -> Tensor:
+    """Σ_c matrix[q, c] · flat[n, c, p]: shape (N, Q, P)."""
+    return torch.bmm(matrix.expand(flat.shape[0], *matrix.shape), flat)
+
+
+def add_product(flat: Tensor, matrix: Tensor, thin: Tensor) -> None:
+    """Add matrix · thin to ``flat``, in place."""
+    flat.baddbmm_(matrix.expand(flat.shape[0], *matrix.shape), thin)
+
+
+def outer(thin: Tensor, flat: Tensor) -> Tensor:
+    """Σ_n Σ_p thin[n, q, p] · flat[n, c, p]: shape (Q, C). With the thin one first, the product takes half the time."""
+    products = torch.bmm(thin, flat.transpose(1, 2))
+    return products.squeeze(0) if products.shape[0] == 1 else products.sum(0)

@@ -1,0 +1,125 @@
+"""Which way a delta meets its layer where: a rule of shapes, ranks and device, never of history or timing.
+
+Each step of training has two ways. On the weight: build W + ΔW and compute as the layer always does; the gradients of the
+factors from the dense gradient of the weight. Through the rank: compute with W, and add what goes through the bottleneck.
+The rule adds up what each way costs from three numbers per kind of operation, fitted to measurements
+(`tensornet bench --fit`), and takes the cheaper one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+Way = Literal["weight", "rank"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """How one layer is computed: the way of its output, of the gradient of its input, and of those of its factors."""
+
+    forward: Way
+    inputs: Way
+    factors: Way
+
+
+THROUGH_RANK = Path("rank", "rank", "rank")
+PATHS = tuple(
+    Path(forward, inputs, factors)
+    for forward in ("weight", "rank")
+    for inputs, factors in (("weight", "rank"), ("rank", "rank"), ("weight", "weight"))
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an adapted layer, in numbers.
+
+    Attributes:
+        outputs, inputs: places of the output and of the input, over all rows of the batch.
+        out, into, kernel: C_out, C_in and K of the weight.
+        rank_out, rank_in: Q and P of the bottleneck; P = C_in where it has no map into the rank.
+        core: whether a core convolution lies inside the rank: none, one number per channel and place, or all pairs.
+    """
+
+    outputs: int
+    inputs: int
+    out: int
+    into: int
+    kernel: int
+    rank_out: int
+    rank_in: int
+    core: Literal["none", "diagonal", "full"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of an operation: per call, per multiply-add, and per number read or written."""
+
+    call: float
+    product: float
+    number: float
+
+    def of(self, products: float, numbers: float) -> float:
+        """Of one call."""
+        return self.call + self.product * products + self.number * numbers
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the operations of a device cost: thin products, convolutions, depthwise convolutions, sums W + out · rows."""
+
+    thin: Cost
+    dense: Cost
+    depthwise: Cost
+    build: Cost
+
+    def total(self, call: Call, path: Path) -> float:
+        """Seconds that a training step spends beyond the frozen layer."""
+        c = call
+        weight = c.out * c.into * c.kernel
+        build = self.build.of(c.rank_out * weight, 3 * weight)
+        outputs = self.thin.of(c.outputs * c.rank_out * c.out, c.outputs * (c.rank_out + c.out))
+        inputs = self.thin.of(c.inputs * c.rank_in * c.into, c.inputs * (c.rank_in + c.into)) if self._has_into(c) else 0.0
+        core = self._core(c)
+        seconds = build if path.forward == "weight" else outputs + inputs + core
+        if path.factors == "weight":
+            dense = self.dense.of(c.outputs * weight, c.outputs * c.out + c.inputs * c.into + weight)
+            return seconds + build + dense + 2 * self.thin.of(c.rank_out * weight, weight)
+        seconds += 2 * outputs + 2 * inputs + 3 * core
+        return seconds + (build if path.inputs == "weight" else inputs or core)
+
+    def _has_into(self, call: Call) -> bool:
+        return call.core != "full" or call.rank_in != call.into
+
+    def _core(self, c: Call) -> float:
+        if c.core == "none":
+            return 0.0
+        numbers = c.inputs * c.rank_in + c.outputs * c.rank_out
+        if c.core == "diagonal":
+            return self.depthwise.of(c.outputs * c.rank_out * c.kernel, numbers)
+        return self.dense.of(c.outputs * c.rank_out * c.rank_in * c.kernel, numbers)
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(call: Call, costs: Costs, allowed: tuple[Path, ...] = PATHS) -> Path:
+    """The cheapest of the ``allowed`` paths for one call; among equals the first."""
+    return min(allowed, key=lambda path: costs.total(call, path))
+
+
+_CPU = Costs(
+    thin=Cost(5e-6, 1.7e-11, 3e-11),
+    dense=Cost(6e-5, 9e-12, 1e-11),
+    depthwise=Cost(6e-5, 3e-11, 2e-10),
+    build=Cost(8e-6, 1.2e-11, 4e-11),
+)
+_CUDA = Costs(
+    thin=Cost(8e-6, 1e-13, 4e-12),
+    dense=Cost(1.5e-5, 6e-14, 2e-12),
+    depthwise=Cost(1.5e-5, 2e-13, 4e-12),
+    build=Cost(1e-5, 1e-13, 2e-12),
+)
+COSTS = defaultdict(lambda: _CUDA, cpu=_CPU)
+"""By device type; of other accelerators as of CUDA. May be replaced by what `tensornet bench --fit` finds on a machine."""
