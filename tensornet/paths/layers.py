@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 _CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _FORWARDS = {cls.forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-_FEW_PLACES = 16
+_FEW_PLACES = 8
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,11 @@ class Convolution:
 
     def core(self, z: Tensor, kernel: Tensor) -> Tensor:
         """The core with the layer's geometry; ``kernel`` is (Q, P, K), or (Q, K) for a diagonal one."""
-        return self.apply(z, self._shaped(kernel), None, self._groups(kernel))
+        return self.apply(_laid_out(z, kernel), self._shaped(kernel), None, self._groups(kernel))
 
     def core_backward(self, u: Tensor, z: Tensor, kernel: Tensor, inputs: bool) -> tuple[Tensor | None, Tensor]:
         """Gradients of ``z``, where asked for, and of ``kernel``."""
+        u, z = _laid_out(u, kernel), _laid_out(z, kernel)
         gz, gk = self.backward(u, z, self._shaped(kernel), (inputs, True), self._groups(kernel))
         return gz, gk.reshape(kernel.shape)
 
@@ -160,6 +161,13 @@ def operation(layer: nn.Module) -> Operation | None:
     if max(layer.kernel_size) == 1 and max(padding) > 0:
         return None  # padded places see nothing of the input: no matrix product
     return Convolution(*geometry, padding, layer.dilation)
+
+
+def _laid_out(z: Tensor, kernel: Tensor) -> Tensor:
+    """With the channels last before a diagonal core: a depthwise convolution on the CPU takes half the time on that."""
+    if kernel.ndim == 2 and z.ndim == 4 and z.device.type == "cpu":
+        return z.contiguous(memory_format=torch.channels_last)
+    return z
 
 
 def product(matrix: Tensor, flat: Tensor) -> Tensor:

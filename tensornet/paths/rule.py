@@ -110,10 +110,10 @@ def choose(call: Call, costs: Costs, allowed: tuple[Path, ...] = PATHS) -> Path:
 
 
 _CPU = Costs(
-    thin=Cost(5e-6, 1.7e-11, 3e-11),
-    dense=Cost(6e-5, 9e-12, 1e-11),
-    depthwise=Cost(6e-5, 3e-11, 2e-10),
-    build=Cost(8e-6, 1.2e-11, 4e-11),
+    thin=Cost(1.1e-5, 1.6e-11, 4.9e-11),
+    dense=Cost(9.1e-5, 1.13e-11, 4.3e-11),
+    depthwise=Cost(7.8e-5, 8e-11, 0.0),
+    build=Cost(1.4e-5, 1.2e-11, 5.7e-11),
 )
 _CUDA = Costs(
     thin=Cost(8e-6, 1e-13, 4e-12),

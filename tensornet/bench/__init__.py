@@ -1,0 +1,1 @@
+"""What adapted networks cost, beside their peers and the frozen backbone, in one process."""

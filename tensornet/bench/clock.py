@@ -1,0 +1,48 @@
+"""Timing in a noisy place: contenders in turn, round after round, and medians of what they took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def seconds(run: Callable[[], object], device: str = "cpu") -> float:
+    """How long one call takes."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu", warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each call, ``repeats`` rounds in which every contender has its turn."""
+    for run in runs.values():
+        for _ in range(warmup):
+            run()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            taken[name].append(seconds(run, device))
+    return taken
+
+
+def ratio(own: list[float], other: list[float]) -> float:
+    """The median over rounds of one contender's seconds over another's of the same round."""
+    return median(a / b for a, b in zip(own, other, strict=True))
+
+
+def typical(run: Callable[[], object], repeats: int, device: str = "cpu") -> float:
+    """The median seconds of one call after two that are not counted."""
+    return median(interleaved({"": run}, repeats, device)[""])
