@@ -7,6 +7,7 @@ class, in which the adapted weights are properties. An empty slot leaves the lay
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -183,33 +184,38 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
         return weight
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return delta.added_to(weight)
-    factors = list(delta.decomposition.factors().values())
     known = slot.cache.get(name)
-    if known is None or not known.holds(delta, weight, factors):
-        known = slot.cache[name] = _Kept(delta, weight, factors)
+    if known is None or not known.holds(delta, weight):
+        known = slot.cache[name] = _Kept(delta, weight)
     return known.value
 
 
 class _Kept:
-    """W + ΔW, and what it was computed from."""
+    """W + ΔW, and what it was computed from.
 
-    def __init__(self, delta: Delta, weight: Tensor, factors: list[Tensor]) -> None:
+    Version counters tell most changes. On the CPU the factors are compared as well, which tells every change, also one that
+    goes round the counters (`p.data.add_(1)`); off the CPU that would wait for the device.
+    """
+
+    def __init__(self, delta: Delta, weight: Tensor) -> None:
         self.delta = delta
-        self.state = _state([weight, *factors])
-        # a clone tells every change of a factor, also one that goes round PyTorch's version counters (`p.data.add_(1)`);
-        # off the CPU that would wait for the device, and an alias only keeps the memory from being handed out again
-        self.factors = [f.detach().clone() if f.device.type == "cpu" else f.detach() for f in factors]
-        self.weight = weight.detach()
+        factors = list(delta.decomposition.factors().values())
+        self.states = [_state(tensor) for tensor in (weight, *factors)]
+        self.values = [f.detach().clone() for f in factors] if weight.device.type == "cpu" else []
+        self.alive = [tensor.detach() for tensor in (weight, *factors)]  # an alias keeps an address from being given away
         # some kernels are chosen by whether a weight requires gradients: it does in every grad mode, or in none
         trainable = weight.requires_grad or any(factor.requires_grad for factor in factors)
         self.value = delta.added_to(weight).detach().requires_grad_(trainable)
 
-    def holds(self, delta: Delta, weight: Tensor, factors: list[Tensor]) -> bool:
+    def holds(self, delta: Delta, weight: Tensor) -> bool:
         """Whether nothing has changed."""
-        if delta is not self.delta or self.state != _state([weight, *factors]):
+        if delta is not self.delta or _state(weight) != self.states[0]:
             return False
-        return all(kept.device.type != "cpu" or torch.equal(kept, f) for kept, f in zip(self.factors, factors, strict=True))
+        factors = delta.decomposition._parameters.values()
+        if not all(map(operator.eq, map(_state, factors), self.states[1:])):  # type: ignore[arg-type]
+            return False
+        return all(map(torch.equal, self.values, factors))  # type: ignore[arg-type]
 
 
-def _state(tensors: list[Tensor]) -> list[tuple[Any, ...]]:
-    return [(None if t.is_inference() else t._version, t.data_ptr(), t.dtype, t.device) for t in tensors]
+def _state(tensor: Tensor) -> tuple[int | None, int, torch.dtype]:
+    return None if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.dtype
