@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 import tensornet
+from tensornet.commands.bench import bench
 from tensornet.commands.demo import demo
 from tensornet.commands.evaluate import evaluate
 from tensornet.commands.extract import extract
@@ -53,14 +54,14 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
             console.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            resumes = verb.__name__ in ("train", "ranks", "prune")
+            resumes = verb.__name__ in ("train", "ranks", "prune", "bench")
             console.print("interrupted" + ("; the same command goes on where it stopped" if resumes else ""))
             raise typer.Exit(130) from None
 
     return run
 
 
-for _verb in (demo, train, evaluate, inspect, merge, extract):
+for _verb in (demo, train, evaluate, inspect, merge, extract, bench):
     app.command()(_spoken(_verb))
 for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point: point.name):
     app.command(name=_point.name)(_spoken(_point.load()))

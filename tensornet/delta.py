@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from tensornet.decompositions import Bottleneck, Decomposition, Factors
 from tensornet.foldings import Fold, Member
+
 
 class Delta:
     """ΔW of one weight: a slice of a decomposed tensor, multiplied by a scale.

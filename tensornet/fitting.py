@@ -24,7 +24,7 @@ def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | Non
 
     Raises:
         ShapeError: it is no module, takes something else, or the backbone has no head to replace.
-        StateError: it shares parameters with the backbone or with one of ``others``.
+        StateError: it shares parameters with the backbone or with one of ``others``, the heads of other tasks.
     """
     if head is None:
         return
@@ -41,8 +41,8 @@ def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | Non
         raise ShapeError(
             f"the head is {head.weight.dtype}, the backbone's {own.weight.dtype}: pass head.to({own.weight.dtype})"
         )
-    taken = {id(parameter) for module in (backbone, *others) for parameter in module.parameters()}
-    if any(id(parameter) in taken for parameter in head.parameters()):
+    mine = {id(parameter) for parameter in head.parameters()}
+    if any(id(parameter) in mine for module in (backbone, *others) for parameter in module.parameters()):
         raise StateError("this head belongs to the backbone or to another task already; pass a copy: copy.deepcopy(head)")
 
 

@@ -96,9 +96,10 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is none; the sentence lists those that there are.
         """
-        if name not in self.tasks:
+        key = to_key(name)
+        if key not in self._tasks:
             raise UnknownNameError("task", name, self.tasks)
-        task = self._tasks[to_key(name)]
+        task = self._tasks[key]
         assert isinstance(task, Task)
         return task
 
@@ -119,7 +120,7 @@ class AdaptedNetwork(nn.Module):
         self._check_new(name)
         plans, config = self.plans, config or self.config
         check_config(config)
-        check_head(head, self.backbone, self.head_path, list(self._tasks.values()))
+        check_head(head, self.backbone, self.head_path, [task.head for task in self._each() if task.head is not None])
         if config != self.config:
             if find_head(self.backbone, config.head) != self.head_path:
                 raise ConfigError(f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}")
@@ -290,8 +291,11 @@ class AdaptedNetwork(nn.Module):
     def _contents(self, name: str | None) -> Contents:
         return {} if name is None else self[name].contents()
 
+    def _each(self) -> list[Task]:
+        return [task for task in self._tasks.values() if isinstance(task, Task)]
+
     def _check_new(self, name: str) -> None:
-        if check_task_name(name) in self.tasks:
+        if to_key(check_task_name(name)) in self._tasks:
             raise NameTakenError(f"there is a task {name!r} already; remove it first, or choose another name")
 
     def _adopt(self, task: Task) -> Task:

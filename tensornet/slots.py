@@ -79,7 +79,7 @@ class Slots:
         self.modules[path] = module
 
     def fill(self, contents: Contents, way: Way) -> None:
-        """Put ``contents`` into the slots, deltas to be computed in this ``way``; those that it does not name are emptied."""
+        """Put ``contents`` into the slots, deltas to be computed in this ``way``; slots without any are emptied."""
         for path, module in self.modules.items():
             slot, content = module._slot, contents.get(path, _NOTHING)
             slot.several_tasks_passed = False

@@ -15,13 +15,17 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize()
 
 
+def now(device: str) -> float:
+    """The time when the device has done what it was given."""
+    synchronize(device)
+    return time.perf_counter()
+
+
 def seconds(run: Callable[[], object], device: str = "cpu") -> float:
     """How long one call takes."""
-    synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     run()
-    synchronize(device)
-    return time.perf_counter() - start
+    return now(device) - start
 
 
 def interleaved(

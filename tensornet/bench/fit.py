@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
-from torch import Tensor
 
 from tensornet.bench.clock import typical
 from tensornet.decompositions import Bottleneck
@@ -22,7 +22,7 @@ _RANKS = (4, 8, 16, 50)
 _OPERATIONS = {"thin": 2, "dense": 1, "depthwise": 3, "build": 1}
 
 
-Case = tuple[float, float, list[Callable[[], object]]]
+Case = tuple[float, float, Sequence[Callable[[], object]]]
 """Multiply-adds and numbers of one operation, and calls that make up as many operations as `_OPERATIONS` says."""
 
 
@@ -80,37 +80,32 @@ def _maps(device: str) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _thin(device: str) -> Iterator[Case]:
+    operation = _geometry(1)
     for (rows, size, into, _), rank in itertools.product(_maps(device), _RANKS):
         places = rows * size * size
-        operation = _geometry(1)
-        x = torch.randn(rows, into, size, size, device=device)
-        flat = operation.flat(x)
+        flat = operation.flat(torch.randn(rows, into, size, size, device=device))
         matrix, z = torch.randn(rank, into, device=device), torch.randn(flat.shape[0], rank, flat.shape[2], device=device)
-        runs: list[Callable[[], object]] = [
-            lambda matrix=matrix, flat=flat: product(matrix, flat),  # type: ignore[misc]
-            lambda z=z, flat=flat: outer(z, flat),  # type: ignore[misc]
-        ]
-        yield places * rank * into, places * (rank + into), runs
+        yield places * rank * into, places * (rank + into), [partial(product, matrix, flat), partial(outer, z, flat)]
 
 
 def _dense(device: str) -> Iterator[Case]:
     for (rows, size, into, out), side in itertools.product(_maps(device), (1, 3)):
-        places, kernel = rows * size * size, side * side
+        places = rows * size * size
         x, g = (torch.randn(rows, n, size, size, device=device) for n in (into, out))
         weight = torch.randn(out, into, side, side, device=device)
-        products, numbers = places * into * out * kernel, places * (into + out) + weight.numel()
-        yield products, numbers, [lambda g=g, x=x, w=weight, o=_geometry(side): o.backward(g, x, w, (False, True))]  # type: ignore[misc]
+        run = partial(_geometry(side).backward, g, x, weight, (False, True))
+        yield places * weight.numel(), places * (into + out) + weight.numel(), [run]
 
 
 def _depthwise(device: str) -> Iterator[Case]:
+    operation = _geometry(3)
     for (rows, size), rank in itertools.product(_PLACES, _RANKS):
-        places, operation = rows * size * size, _geometry(3)
+        places = rows * size * size
         z, u = (torch.randn(rows, rank, size, size, device=device) for _ in range(2))
         kernel = torch.randn(rank, 9, device=device)
-
         runs: list[Callable[[], object]] = [
-            lambda z=z, k=kernel, o=operation: o.core(z, k),  # type: ignore[misc]
-            lambda u=u, z=z, k=kernel, o=operation: o.core_backward(u, z, k, True),  # type: ignore[misc]
+            partial(operation.core, z, kernel),
+            partial(operation.core_backward, u, z, kernel, True),
         ]
         yield places * rank * 9, 2 * places * rank, runs
 
@@ -118,12 +113,8 @@ def _depthwise(device: str) -> Iterator[Case]:
 def _build(device: str) -> Iterator[Case]:
     for (into, out), side, rank in itertools.product(_CHANNELS, (1, 3), _RANKS):
         weight = torch.randn(out, into, side, side, device=device)
-        parts = Bottleneck(
-            torch.randn(out, rank, device=device),
-            torch.randn(rank, side * side, device=device),
-            torch.randn(rank, into, device=device),
-        )
-        yield rank * weight.numel(), 3 * weight.numel(), [lambda parts=parts, weight=weight: parts.added_to(weight, 1.0)]  # type: ignore[misc]
+        maps = (torch.randn(*size, device=device) for size in ((out, rank), (rank, side * side), (rank, into)))
+        yield rank * weight.numel(), 3 * weight.numel(), [partial(Bottleneck(*maps).added_to, weight, 1.0)]
 
 
 def _geometry(side: int) -> Convolution:

@@ -13,7 +13,7 @@ from tensornet.decompositions import Bottleneck
 from tensornet.delta import Delta
 from tensornet.paths.layers import Operation, operation, product
 from tensornet.paths.lowrank import Inside, LowRankLayer
-from tensornet.paths.rule import COSTS, PATHS, THROUGH_RANK, Call, Path, choose
+from tensornet.paths.rule import COSTS, PATHS, THROUGH_RANK, Call, Core, Path, choose
 
 Way = Literal["auto", "weight", "activations"]
 """What a user asks for; see `AdaptedNetwork.path`."""
@@ -50,7 +50,7 @@ class Branch:
         return self.delta.scale * (y if batched is x else y.squeeze(0))
 
     def takes(self, layer: nn.Module, x: Any) -> bool:
-        """Whether `step` can compute this call: a batch that reaches a frozen layer in its own dtype, under plain autograd."""
+        """Whether `step` can compute this call: a batch for a frozen layer, in its dtype, under plain autograd."""
         if self.operation is None or not isinstance(x, Tensor) or self.operation.batched(x) is not x or _transformed():
             return False
         weight, bias = layer._parameters["weight"], layer._parameters["bias"]
@@ -75,10 +75,14 @@ class Branch:
     def _step(self, layer: nn.Module, x: Tensor, allowed: tuple[Path, ...]) -> Tensor:
         weight, bias = layer._parameters["weight"], layer._parameters["bias"]
         parts = self.delta.bottleneck()
-        assert self.operation is not None and parts is not None and weight is not None
+        assert self.operation is not None
+        assert parts is not None
+        assert weight is not None
         x = self.operation.padded(x)
         path = allowed[0] if len(allowed) == 1 else choose(self._call(x, parts, weight), COSTS[x.device.type], allowed)
-        return LowRankLayer.apply(x, *parts, weight, bias, self.delta.scale, self.operation, path)
+        rest = weight, bias, self.delta.scale, self.operation, path
+        y: Tensor = LowRankLayer.apply(x, *parts, *rest)  # type: ignore[no-untyped-call]
+        return y
 
     def _call(self, x: Tensor, parts: Bottleneck, weight: Tensor) -> Call:
         assert self.operation is not None
@@ -86,7 +90,9 @@ class Branch:
         outputs = self.operation.outputs(tuple(x.shape))
         inputs = outputs if self.operation.pointwise else x.numel() // weight.shape[1]
         into = weight.shape[1] if parts.into is None else parts.into.shape[0]
-        core = "none" if parts.core is None or self.operation.pointwise else "full" if parts.core.ndim == 3 else "diagonal"
+        core: Core = (
+            "none" if parts.core is None or self.operation.pointwise else "full" if parts.core.ndim == 3 else "diagonal"
+        )
         rank = parts.out.shape[1]
         return Call(outputs, inputs, weight.shape[0], weight.shape[1], kernel, rank, rank if core == "none" else into, core)
 

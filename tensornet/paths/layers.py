@@ -7,8 +7,8 @@ convolutional network or in a linear layer, all places of the batch are one row:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,14 +35,12 @@ class Convolution:
     dilation: tuple[int, ...]
     pad: tuple[int, ...] = ()
     mode: str = "constant"
+    pointwise: bool = field(init=False)
+    _zeros: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pointwise", max(self.kernel) == 1 and max(self.padding) == 0)
         object.__setattr__(self, "_zeros", (0,) * len(self.kernel))
-
-    if TYPE_CHECKING:
-        pointwise: bool
-        _zeros: tuple[int, ...]
 
     def padded(self, x: Tensor) -> Tensor:
         return F.pad(x, self.pad, mode=self.mode) if self.pad else x
@@ -150,7 +148,9 @@ def operation(layer: nn.Module) -> Operation | None:
     none = (0,) * len(layer.kernel_size)
     geometry = layer.kernel_size, layer.stride
     if layer.padding_mode != "zeros":
-        return Convolution(*geometry, none, layer.dilation, tuple(layer._reversed_padding_repeated_twice), layer.padding_mode)
+        return Convolution(
+            *geometry, none, layer.dilation, tuple(layer._reversed_padding_repeated_twice), layer.padding_mode
+        )
     padding = layer.padding
     if isinstance(padding, str):
         both = [d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]

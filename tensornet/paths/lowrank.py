@@ -25,7 +25,7 @@ class LowRankLayer(torch.autograd.Function):
     """y = x * (W + s · out · rows), differentiable in x, out, core and into; W and the bias are frozen."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         out: Tensor,
@@ -49,7 +49,7 @@ class LowRankLayer(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, *factors, weight = ctx.saved_tensors
         scale, operation, path = ctx.rest
         stored = Bottleneck(*factors)
@@ -60,6 +60,7 @@ class LowRankLayer(torch.autograd.Function):
         dense = path.factors == "weight"
         gx, gw = operation.backward(g, x, full, (wants_x, dense)) if wants_x or dense else (None, None)
         if dense:
+            assert gw is not None
             gw, out, rows = gw.flatten(1), parts.out, parts.rows()
             g_out, g_rows = gw @ rows.T, out.T @ gw
             g_core, g_into = parts.rows_backward(_scaled(g_rows, scale))
@@ -119,6 +120,8 @@ class Inside:
         assert parts.core is not None
         wants = gx is not None or parts.into is not None
         v, g_core = operation.core_backward(operation.unflat(u, self.like), self.z, parts.core, wants)
+        if v is None:
+            return g_core, None
         if parts.into is None:
             if gx is not None:
                 gx += v

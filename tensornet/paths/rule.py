@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Way = Literal["weight", "rank"]
+Core = Literal["none", "diagonal", "full"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,9 @@ class Path:
 
 
 THROUGH_RANK = Path("rank", "rank", "rank")
-PATHS = tuple(
-    Path(forward, inputs, factors)
-    for forward in ("weight", "rank")
-    for inputs, factors in (("weight", "rank"), ("rank", "rank"), ("weight", "weight"))
-)
+_GRADIENTS: tuple[tuple[Way, Way], ...] = (("weight", "rank"), ("rank", "rank"), ("weight", "weight"))
+_WAYS: tuple[Way, ...] = ("weight", "rank")
+PATHS = tuple(Path(forward, inputs, factors) for forward in _WAYS for inputs, factors in _GRADIENTS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Call:
     kernel: int
     rank_out: int
     rank_in: int
-    core: Literal["none", "diagonal", "full"]
+    core: Core
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,24 @@
+"""The measures by name, and what a table of each shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tensornet.bench.lifecycle import memory, tasks
+from tensornet.bench.place import Row, Workplace
+from tensornet.bench.scaling import cost_of_rank, cost_of_size, cost_of_tasks
+from tensornet.bench.serving import compiled, inference, mixed, prefix
+from tensornet.bench.training import training
+
+MEASURES: Mapping[str, Callable[[Workplace], list[Row]]] = {
+    "training": training,
+    "inference": inference,
+    "mixed": mixed,
+    "prefix": prefix,
+    "tasks": tasks,
+    "memory": memory,
+    "compiled": compiled,
+    "rank": cost_of_rank,
+    "size": cost_of_size,
+    "number": cost_of_tasks,
+}

@@ -1,0 +1,49 @@
+"""Where, on what and how often is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tensornet.bench.contenders import Contender, Maker, adapted, twin
+from tensornet.bench.setups import Setup
+from tensornet.network import AdaptedNetwork
+
+Row = dict[str, Any]
+"""What a measure says of one contender."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and how often is measured.
+
+    Attributes:
+        setup: the backbone and its inputs.
+        backbone: fresh, on the CPU; contenders get copies.
+        device: "cpu", or of an accelerator.
+        repeats: rounds.
+        only: names of contenders; all where it is empty.
+        data: the folder from which the backbone comes, where it comes from there.
+    """
+
+    setup: Setup
+    backbone: nn.Module
+    device: str
+    repeats: int
+    only: tuple[str, ...] = ()
+    data: Path | None = None
+
+    def inputs(self, rows: int | None = None, size: int | None = None) -> Tensor:
+        """A batch of the set-up."""
+        return self.setup.inputs(rows or self.setup.rows, self.device, size)
+
+    def made(self, maker: Maker) -> Contender:
+        """A contender on the device."""
+        return maker(twin(self.backbone).to(self.device))
+
+    def network(self, rank: int = 8, tasks: int = 1) -> AdaptedNetwork:
+        """A network of this project, in eval mode."""
+        return adapted(twin(self.backbone).to(self.device), "cp", rank, tasks).eval()

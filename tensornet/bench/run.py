@@ -1,0 +1,141 @@
+"""All measures of some set-ups, each kept in a small file as soon as it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tensornet.atomic import make_folder, write_file
+from tensornet.bench.contenders import contenders
+from tensornet.bench.figures import figures
+from tensornet.bench.measures import MEASURES
+from tensornet.bench.place import Row, Workplace
+from tensornet.bench.setups import find_setup
+from tensornet.bench.tables import markdown
+from tensornet.errors import BackboneError, UnknownNameError
+
+_PACKAGES = ("tensornet", "torch", "tensorly", "peft", "lycoris-lora", "transformers")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Attributes:
+        setups, measures: by name; every measure of every set-up.
+        contenders: of training steps; all where it is empty. The limit is always there.
+        repeats: rounds.
+        threads: of PyTorch.
+        device: "cpu", or an accelerator.
+        data: folder with backbones that are read from files.
+    """
+
+    setups: Sequence[str]
+    measures: Sequence[str]
+    contenders: Sequence[str] = ()
+    repeats: int = 10
+    threads: int = 2
+    device: str = "cpu"
+    data: Path | None = None
+
+    def check(self) -> None:
+        """Every name has to be known.
+
+        Raises:
+            BackboneError, UnknownNameError: one is not.
+        """
+        for setup in self.setups:
+            find_setup(setup)
+        for measure in self.measures:
+            if measure not in MEASURES:
+                raise UnknownNameError("measure", measure, MEASURES)
+        known = contenders()
+        for name in self.contenders:
+            if name not in known:
+                raise UnknownNameError("contender", name, known)
+
+
+def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure what is not measured yet, and write `bench.json`, `bench.md` and the pictures.
+
+    Returns:
+        What `bench.json` holds: the machine, and under "measures" the rows by set-up and measure.
+
+    Raises:
+        BackboneError, UnknownNameError: as `Settings.check`.
+        WriteError: ``out`` cannot be written.
+    """
+    settings.check()
+    torch.set_num_threads(settings.threads)
+    make_folder(out / "parts")
+    found: dict[str, dict[str, list[Row]]] = {}
+    for name in settings.setups:
+        setup = find_setup(name)
+        backbone = None
+        for measure in settings.measures:
+            part = out / "parts" / f"{name}.{measure}.json"
+            kept = json.loads(part.read_text()) if part.is_file() else None
+            if kept is not None and kept["settings"] == _told(settings):
+                found.setdefault(name, {})[measure] = kept["rows"]
+                continue
+            say(f"{name}: {measure}")
+            torch.manual_seed(0)
+            try:
+                backbone = setup.build(settings.data) if backbone is None else backbone
+            except BackboneError as error:
+                say(f"{name} is left out: {error}")
+                break
+            place = Workplace(setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data)
+            rows = MEASURES[measure](place)
+            found.setdefault(name, {})[measure] = rows
+            write_file(part, json.dumps({"settings": _told(settings), "rows": rows}, indent=1) + "\n")
+    result = {"format": "tensornet-bench", "machine": machine(settings), "measures": found}
+    write_file(out / "bench.json", json.dumps(result, indent=1) + "\n")
+    write_file(out / "bench.md", markdown(result))
+    figures(found, out)
+    return result
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """Where it was measured: processor, device, threads, versions."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": settings.threads,
+        "device": settings.device if settings.device == "cpu" else torch.cuda.get_device_name(),
+        "repeats": settings.repeats,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def _told(settings: Settings) -> dict[str, Any]:
+    """What a kept part has to agree with."""
+    told = asdict(settings)
+    return {name: told[name] for name in ("repeats", "threads", "device")} | {"contenders": list(settings.contenders)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    known = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    wide = [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in known.get("flags", "").split()]
+    return " ".join([known.get("model name", platform.machine()), f"({', '.join(wide)})" if wide else ""]).strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
