@@ -27,6 +27,8 @@ class Unroutable(StateError):
 class Content:
     """What one task puts into a slot: deltas by parameter name, and a module that takes the layer's place."""
 
+    __slots__ = ("_branch", "deltas", "replacement")
+
     def __init__(self, deltas: dict[str, Delta] | None = None, replacement: nn.Module | None = None) -> None:
         self.deltas = deltas or {}
         self.replacement = replacement

@@ -21,20 +21,22 @@ class Delta:
         scale: multiplies the slice.
     """
 
+    __slots__ = ("_permutation", "_shape", "_steps", "decomposition", "scale", "target")
+
     def __init__(self, decomposition: Decomposition, fold: Fold, member: Member, scale: float) -> None:
         self.decomposition = decomposition
         self.scale = scale
         self.target = member.target
         order = list(fold.order(decomposition.chain))
         shape = list(decomposition.shape)
-        self._steps: list[tuple[tuple[int, ...], int, int]] = []
+        steps: list[tuple[tuple[int, ...], int, int]] = []
         for mode in [m for m in order if m in member.index]:
             position = order.index(mode)
-            self._steps.append((tuple(shape), position, member.index[mode]))
+            steps.append((tuple(shape), position, member.index[mode]))
             del order[position], shape[position]
-        self._shape = tuple(shape)
+        self._steps, self._shape = tuple(steps), tuple(shape)
         weight_order = ("in", "out", "kernel") if self.target.transposed else ("out", "in", "kernel")
-        self._permutation = [order.index(mode) for mode in weight_order if mode in order]
+        self._permutation = tuple(order.index(mode) for mode in weight_order if mode in order)
 
     def factors(self) -> Factors | None:
         """Factors of the slice, found without forming the whole tensor; None where the decomposition cannot."""

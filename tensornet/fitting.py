@@ -96,8 +96,17 @@ def check_fit(
         raise MismatchError(f"task {file.name!r} does not belong to this backbone", mismatches, advice)
 
 
-def fitted_task(file: TaskFile, name: str, backbone: nn.Module, head_path: str | None, head: nn.Module | None) -> Task:
+def fitted_task(
+    file: TaskFile,
+    name: str,
+    backbone: nn.Module,
+    head_path: str | None,
+    head: nn.Module | None,
+    known: Sequence[TensorPlan] = (),
+) -> Task:
     """The task of a file that fits, on the device and in the dtype of the backbone's weights.
+
+    Where a plan of the file equals one that is ``known``, the task holds that one: many tasks of one config share them.
 
     Raises:
         TaskFileError: the head's tensors do not fit the head, or there is no description of it and ``head`` is None.
@@ -106,14 +115,18 @@ def fitted_task(file: TaskFile, name: str, backbone: nn.Module, head_path: str |
     decompositions: list[Decomposition] = []
     for plan, module in file.tensors:
         weight = _first_weight(plan, backbone)
-        decompositions.append(module.to(weight.device, weight.dtype))
+        own = next(module.parameters())
+        fits = own.device == weight.device and own.dtype == weight.dtype
+        decompositions.append(module if fits else module.to(weight.device, weight.dtype))
     norms = {}
     for path, tensors in file.norms.items():
         norms[path] = own_copy(backbone.get_submodule(path))
-        norms[path].load_state_dict(dict(tensors))
+        for key, tensor in norms[path].state_dict().items():
+            tensor.copy_(tensors[key])
     own_head = _head(file, head, backbone, head_path)
     check_head(own_head, backbone, head_path)
-    plans = [plan for plan, _ in file.tensors]
+    same = {plan.fold.name: plan for plan in known}
+    plans = [same[p.fold.name] if same.get(p.fold.name) == p else p for p, _ in file.tensors]
     return Task(name, file.config, plans, decompositions, norms, own_head, head_path)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from tensornet.attach import Attached, Unroutable
+from tensornet.attach import Unroutable
 from tensornet.errors import ShapeError
-from tensornet.probe import batch_size, check_rows, only_tensor, probe
+from tensornet.probe import batch_size, probe
+from tensornet.segments import Segments
 from tensornet.slots import Contents, Slots
 
 
@@ -110,71 +111,6 @@ def _learning(every: Sequence[Contents]) -> bool:
 def _head_of(contents: Contents, head: str | None) -> int | None:
     content = None if head is None else contents.get(head)
     return None if content is None or content.replacement is None else id(content.replacement)
-
-
-class Segments:
-    """Routes every layer over rows that are sorted by task: the shared layer once, each delta on its own rows.
-
-    Args:
-        bounds: rows of segment i go from bounds[i] to bounds[i + 1].
-        path: "weight" runs an adapted layer once per segment on W + ΔW; "activations" adds each delta's branch.
-    """
-
-    def __init__(self, bounds: list[int], path: str) -> None:
-        self.bounds = bounds
-        self.path = path
-        self.head_parts: list[Tensor] | None = None
-        self.head_output: Tensor | None = None
-
-    def run(self, module: Attached, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of ``module`` for the rows of all segments."""
-        contents = module._slot.contents
-        if not any(content.deltas or content.replacement is not None for content in contents):
-            return forward(*args, **kwargs)
-        x = only_tensor(module, args, kwargs)
-        shared = all(content.replacement is None for content in contents)
-        branches = [content.branch(module) for content in contents]
-        beside = all(b is not None or not content.deltas for b, content in zip(branches, contents, strict=True))
-        if shared and self.path == "activations" and beside:
-            with module._slot.reading_the_backbone():
-                y = forward(x)
-            parts = []
-            for i, branch in enumerate(branches):
-                rows = self._rows(y, i)
-                parts.append(rows if branch is None else rows + branch.beside(self._rows(x, i)))
-            return torch.cat(parts)
-        return self._joined([self._alone(module, forward, self._rows(x, i), i) for i in range(len(contents))])
-
-    def _alone(self, module: Attached, forward: Callable[..., Any], rows: Tensor, segment: int) -> Tensor:
-        slot = module._slot
-        content = slot.contents[segment]
-        if content.replacement is not None:
-            replaced: Tensor = content.replacement(rows)
-            return replaced
-        slot.router, slot.deltas = None, content.deltas
-        try:
-            own: Tensor = forward(rows)
-            return own
-        finally:
-            slot.router, slot.deltas = self, {}
-            slot.cache.clear()
-
-    def _rows(self, x: Tensor, segment: int) -> Tensor:
-        check_rows(x, self.bounds[-1])
-        start, stop = self.bounds[segment], self.bounds[segment + 1]
-        return x.narrow(0, start, stop - start)
-
-    def _joined(self, parts: list[Tensor]) -> Tensor:
-        """All rows together; heads of different widths are padded, and the network takes the parts."""
-        if any(not isinstance(part, Tensor) or part.ndim != parts[0].ndim for part in parts):
-            raise Unroutable("heads whose outputs are not tensors of as many modes each")
-        if len({part.shape[1:] for part in parts}) == 1:
-            return torch.cat(parts)
-        widest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-        pads = [[n for w, h in zip(widest[::-1], p.shape[:0:-1], strict=True) for n in (0, w - h)] for p in parts]
-        output = torch.cat([nn.functional.pad(part, pad) for part, pad in zip(parts, pads, strict=True)])
-        self.head_parts, self.head_output = parts, output
-        return output
 
 
 def take_rows(inputs: Any, rows: Sequence[int], batch: int) -> Any:

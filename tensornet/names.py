@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 
 from torch import nn
@@ -48,7 +49,7 @@ def to_key(path: str) -> str:
 
     A key that `nn.ModuleDict` keeps for itself, such as 'train', gets a '~' at its end; the empty path is '~'.
     """
-    key = "".join(_ESCAPES.get(c, c) for c in path)
+    key = sys.intern("".join(_ESCAPES.get(c, c) for c in path))
     return key + "~" if not key or hasattr(_EMPTY, key) else key
 
 

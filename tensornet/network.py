@@ -268,7 +268,7 @@ class AdaptedNetwork(nn.Module):
         name = file.name if name is None else name
         self._check_new(name)
         check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
-        task = fitted_task(file, name, self.backbone, self.head_path, head)
+        task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans)
         self._slots.admit(list(task.plans.values()))
         return self._adopt(task)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensornet.decompositions import Bottleneck
 from tensornet.delta import Delta
-from tensornet.paths.layers import Operation, operation, product
+from tensornet.paths.layers import Operation, add_product, operation, product
 from tensornet.paths.lowrank import Inside, LowRankLayer
 from tensornet.paths.rule import COSTS, PATHS, THROUGH_RANK, Call, Core, Path, choose
 
@@ -34,6 +34,8 @@ class Branch:
         operation: of the layer; None for an embedding, which `beside` alone serves.
     """
 
+    __slots__ = ("delta", "operation")
+
     def __init__(self, delta: Delta, operation: Operation | None) -> None:
         self.delta = delta
         self.operation = operation
@@ -48,6 +50,17 @@ class Branch:
         inside = Inside(self.operation, parts, self.operation.padded(batched))
         y = self.operation.unflat(product(parts.out, inside.output), inside.like)
         return self.delta.scale * (y if batched is x else y.squeeze(0))
+
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        """Add ΔW applied to ``x`` to the output ``y`` of the layer, in place; without gradients."""
+        operation = self.operation
+        if operation is None or operation.batched(x) is not x:
+            y += self.beside(x)
+            return
+        parts = self.delta.bottleneck()
+        assert parts is not None
+        inside = Inside(operation, parts, operation.padded(x))
+        add_product(operation, y, parts.out if self.delta.scale == 1 else self.delta.scale * parts.out, inside.output)
 
     def takes(self, layer: nn.Module, x: Any) -> bool:
         """Whether `step` can compute this call: a batch for a frozen layer, in its dtype, under plain autograd."""

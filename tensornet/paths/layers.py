@@ -175,9 +175,13 @@ def product(matrix: Tensor, flat: Tensor) -> Tensor:
     return torch.bmm(matrix.expand(flat.shape[0], *matrix.shape), flat)
 
 
-def add_product(flat: Tensor, matrix: Tensor, thin: Tensor) -> None:
-    """Add matrix · thin to ``flat``, in place."""
-    flat.baddbmm_(matrix.expand(flat.shape[0], *matrix.shape), thin)
+def add_product(operation: Operation, y: Tensor, matrix: Tensor, thin: Tensor) -> None:
+    """Add matrix · thin to ``y``, a tensor with as many rows and places as ``thin``, in place."""
+    flat = operation.flat(y)
+    if flat.data_ptr() == y.data_ptr():
+        flat.baddbmm_(matrix.expand(flat.shape[0], *matrix.shape), thin)
+    else:
+        y += operation.unflat(product(matrix, thin), y)
 
 
 def outer(thin: Tensor, flat: Tensor) -> Tensor:

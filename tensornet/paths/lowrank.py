@@ -45,7 +45,7 @@ class LowRankLayer(torch.autograd.Function):
             return operation.apply(x, parts.added_to(weight, scale).to(x.dtype), bias)
         parts = parts.to(x.dtype)
         y = operation.apply(x, weight.to(x.dtype), bias)
-        _add(operation, y, _scaled(parts.out, scale), Inside(operation, parts, x).output)
+        add_product(operation, y, _scaled(parts.out, scale), Inside(operation, parts, x).output)
         return y
 
     @staticmethod
@@ -115,7 +115,7 @@ class Inside:
         operation, parts = self.operation, self.parts
         if isinstance(operation, Linear) or operation.pointwise:
             if gx is not None:
-                _add(operation, operation.seen(gx), self.rows.T, u)
+                add_product(operation, operation.seen(gx), self.rows.T, u)
             return parts.rows_backward(outer(u, self.flat))
         assert parts.core is not None
         wants = gx is not None or parts.into is not None
@@ -128,17 +128,8 @@ class Inside:
             return g_core, None
         v = operation.flat(v)
         if gx is not None:
-            _add(operation, gx, parts.into.T, v)
+            add_product(operation, gx, parts.into.T, v)
         return g_core, outer(v, self.flat)
-
-
-def _add(operation: Operation, y: Tensor, matrix: Tensor, thin: Tensor) -> None:
-    """Add matrix · thin to ``y`` in place."""
-    flat = operation.flat(y)
-    if flat.data_ptr() == y.data_ptr():
-        add_product(flat, matrix, thin)
-    else:
-        y += operation.unflat(product(matrix, thin), y)
 
 
 def _scaled(tensor: Tensor, scale: float) -> Tensor:
