@@ -21,6 +21,8 @@ def run_commands(example):
     for line in example.parsed.strip().splitlines():
         if line == "tensornet demo":
             continue  # two minutes; tests/test_cli.py runs it
+        if line.startswith("tensornet bench") and "--setup tiny" not in line:
+            continue  # measures for minutes; tests/test_bench.py runs every measure on a tiny network
         if "$DATA" in line:
             if not DATA.is_dir():
                 pytest.skip(f"no real data at {DATA}")

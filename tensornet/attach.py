@@ -98,6 +98,8 @@ class Attached(nn.Module):
         if slot.branch is not None and len(args) == 1 and not kwargs:
             on_activations = slot.way == "activations"
             if (on_activations or torch.is_grad_enabled()) and slot.branch.takes(self, args[0]):
+                if self.training:
+                    slot.cache.clear()  # the factors are about to change
                 return slot.branch.step(self, args[0], slot.way)
             if on_activations:
                 with slot.reading_the_backbone():

@@ -165,9 +165,10 @@ class AdaptedNetwork(nn.Module):
     def path(self) -> Way:
         """Where deltas meet their layers; the outputs are equal to rounding.
 
-        "weight": each layer computes once with W + ΔW. "activations": into the rank and out of it, beside the layer;
-        where a layer or a decomposition has no such form, on the weight all the same. "auto", the default: on the
-        weight for one task, on the activations for the rows of a mixed batch.
+        "auto", the default: in train mode, for each layer what is cheapest by a rule of shapes, rank and device (see
+        `tensornet.paths.rule`); in eval mode on the weight; on the activations for the rows of a mixed batch.
+        "weight": outputs and gradients of inputs come from W + ΔW. "activations": into the rank and out of it, beside the
+        layer; where a layer or a decomposition has no such form, on the weight all the same.
         """
         return self._path
 

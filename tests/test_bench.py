@@ -64,6 +64,8 @@ def test_a_backbone_that_is_not_there_is_left_out(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_other_measures(monkeypatch):
+    # the graphs are counted; the real compiler, which takes a minute, is tested elsewhere
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs: graph.forward)
     setup = find_setup("tiny")
     place = Workplace(setup, setup.build(None), "cpu", 2)
     weighed = MEASURES["memory"](place)[0]
@@ -79,11 +81,17 @@ def test_the_other_measures(monkeypatch):
 def test_every_contender_trains_all_of_its_parameters_and_leaves_the_backbone():
     setup = find_setup("tiny")
     backbone = setup.build(None)
+    head = backbone.get_submodule(find_head(backbone, None))
+    shared = sum(p.numel() for p in head.parameters()) + sum(
+        p.numel() for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()
+    )
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     for name, maker in contenders().items():
         made = maker(twin(backbone))
         made.model(setup.inputs(2)).sum().backward()
         assert all(p.grad is not None for p in made.trained), name
+        assert len({id(p) for p in made.trained}) == len(made.trained), name
+        assert made.parameters() == shared if name == LIMIT else made.parameters() > shared, name
         trainable = {id(p) for p in made.model.parameters() if p.requires_grad}
         assert {id(p) for p in made.trained} >= trainable, name
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())

@@ -40,7 +40,7 @@ Maker = Callable[[nn.Module], Contender]
 
 def limit(backbone: nn.Module) -> Contender:
     """Frozen weights; norm layers and head are trained: what no method with a frozen backbone can go below."""
-    return _with_norms_and_head(backbone.requires_grad_(False), backbone, [])
+    return Contender(backbone.requires_grad_(False).train(), _norms_and_head(backbone))
 
 
 def full(backbone: nn.Module) -> Contender:
@@ -104,11 +104,14 @@ def peft(method: str, rank: int) -> Maker:
             "LoHa": lambda names: LoHaConfig(r=rank, alpha=rank, target_modules=names),
         }
         names = _without_depthwise(backbone) if method == "LoRA" else adapted_layers(backbone)
+        shared = _norms_and_head(backbone)  # found before there are layers of the peer among them
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = get_peft_model(backbone, configs[method](names))
         own = [p for p in model.parameters() if p.requires_grad]
-        return _with_norms_and_head(model, backbone, own)
+        for parameter in shared:
+            parameter.requires_grad_(True)  # PEFT freezes all that is not its own
+        return Contender(model.train(), [*own, *shared])
 
     return make
 
@@ -121,14 +124,14 @@ def lycoris(rank: int) -> Maker:
         from lycoris import LycorisNetwork, create_lycoris
 
         names = _without_depthwise(backbone)
-        backbone.requires_grad_(False)
+        shared = _norms_and_head(backbone.requires_grad_(False))
         LycorisNetwork.apply_preset({"target_name": names, "target_module": []})
         network = create_lycoris(
             backbone, 1.0, linear_dim=rank, linear_alpha=rank, conv_dim=rank, conv_alpha=rank, algo="lora"
         )
         network.apply_to()
         backbone.peer = network
-        return _with_norms_and_head(backbone, backbone, list(network.parameters()))
+        return Contender(backbone.train(), [*network.parameters(), *shared])
 
     return make
 
@@ -155,12 +158,12 @@ def twin(backbone: nn.Module) -> nn.Module:
     return copy.deepcopy(backbone)
 
 
-def _with_norms_and_head(model: nn.Module, backbone: nn.Module, own: list[nn.Parameter]) -> Contender:
+def _norms_and_head(backbone: nn.Module) -> list[nn.Parameter]:
+    """The parameters of norm layers and head, made trainable."""
     head = find_head(backbone, None)
     modules = [backbone.get_submodule(path) for path in find_norms(backbone, head)]
     modules += [backbone.get_submodule(head)] if head is not None else []
-    shared = [p for module in modules for p in module.requires_grad_(True).parameters()]
-    return Contender(model.train(), [*own, *shared])
+    return [p for module in modules for p in module.requires_grad_(True).parameters()]
 
 
 def _without_depthwise(backbone: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from tensornet.bench.contenders import contenders
 from tensornet.bench.figures import figures
 from tensornet.bench.measures import MEASURES
 from tensornet.bench.place import Row, Workplace
-from tensornet.bench.setups import find_setup
+from tensornet.bench.setups import SETUPS, find_setup
 from tensornet.bench.tables import markdown
 from tensornet.errors import BackboneError, UnknownNameError
 
@@ -64,7 +65,7 @@ class Settings:
 
 
 def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure what is not measured yet, and write `bench.json`, `bench.md` and the pictures.
+    """Measure what is not measured yet, and write `bench.json`, `bench.md` and the pictures of all that ``out`` holds.
 
     Returns:
         What `bench.json` holds: the machine, and under "measures" the rows by set-up and measure.
@@ -76,15 +77,12 @@ def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, 
     settings.check()
     torch.set_num_threads(settings.threads)
     make_folder(out / "parts")
-    found: dict[str, dict[str, list[Row]]] = {}
     for name in settings.setups:
         setup = find_setup(name)
         backbone = None
         for measure in settings.measures:
-            part = out / "parts" / f"{name}.{measure}.json"
-            kept = json.loads(part.read_text()) if part.is_file() else None
-            if kept is not None and kept["settings"] == _told(settings):
-                found.setdefault(name, {})[measure] = kept["rows"]
+            part = _part(out, name, measure)
+            if _kept(part, settings) is not None:
                 continue
             say(f"{name}: {measure}")
             torch.manual_seed(0)
@@ -95,13 +93,30 @@ def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, 
                 break
             place = Workplace(setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data)
             rows = MEASURES[measure](place)
-            found.setdefault(name, {})[measure] = rows
             write_file(part, json.dumps({"settings": _told(settings), "rows": rows}, indent=1) + "\n")
+    found: dict[str, dict[str, list[Row]]] = {}
+    for name, measure in itertools.product(SETUPS, MEASURES):
+        kept = _kept(_part(out, name, measure), settings)
+        if kept is not None:
+            found.setdefault(name, {})[measure] = kept
     result = {"format": "tensornet-bench", "machine": machine(settings), "measures": found}
     write_file(out / "bench.json", json.dumps(result, indent=1) + "\n")
     write_file(out / "bench.md", markdown(result))
     figures(found, out)
     return result
+
+
+def _part(out: Path, setup: str, measure: str) -> Path:
+    return out / "parts" / f"{setup}.{measure}.json"
+
+
+def _kept(part: Path, settings: Settings) -> list[Row] | None:
+    """Rows that were measured before, with the same settings; None where there are none."""
+    kept = json.loads(part.read_text()) if part.is_file() else None
+    if kept is None or kept["settings"] != _told(settings):
+        return None
+    rows: list[Row] = kept["rows"]
+    return rows
 
 
 def machine(settings: Settings) -> dict[str, Any]:
