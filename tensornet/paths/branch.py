@@ -69,7 +69,7 @@ class Branch:
         weight, bias = layer._parameters["weight"], layer._parameters["bias"]
         if weight is None or weight.requires_grad or (bias is not None and bias.requires_grad):
             return False
-        return x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
+        return x.dtype == weight.dtype or _autocast(x)
 
     def step(self, layer: nn.Module, x: Tensor, way: Way) -> Tensor:
         """The output of the layer with W + ΔW.
@@ -78,9 +78,9 @@ class Branch:
         "activations": there, a kept W + ΔW gives the same bits without gradients.
         """
         allowed = _ALLOWED[way] if layer.training or way == "activations" else _ON_WEIGHT
-        device = x.device.type
-        if not torch.is_autocast_enabled(device):
+        if not _autocast(x):
             return self._step(layer, x, allowed)
+        device = x.device.type
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             return self._step(layer, x, allowed)
@@ -124,6 +124,11 @@ def branch(layer: nn.Module, deltas: Mapping[str, Delta]) -> Branch | None:
         return Branch(delta, None) if plain else None
     own = operation(layer)
     return None if own is None else Branch(delta, own)
+
+
+def _autocast(x: Tensor) -> bool:
+    """Whether autocast converts ``x``; it leaves float64 as it is."""
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
 
 
 def _transformed() -> bool:
