@@ -221,5 +221,5 @@ class _Kept:
         return all(map(torch.equal, self.values, factors))  # type: ignore[arg-type]
 
 
-def _state(tensor: Tensor) -> tuple[int | None, int, torch.dtype]:
-    return None if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.dtype
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    return None if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device

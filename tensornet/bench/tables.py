@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tensornet.bench.place import Row
+from tensornet.training.table import Table
+from tensornet.training.table import markdown as grid
 
 TITLES: Mapping[str, str] = {
     "training": "A step of training",
@@ -36,9 +38,6 @@ _COLUMNS: Mapping[str, tuple[str, Any]] = {
     "file_bytes": ("file, KiB", lambda x: f"{x / 2**10:.0f}"),
 }
 
-Table = tuple[list[str], list[list[str]]]
-"""Header and lines."""
-
 
 def table(rows: Sequence[Row]) -> Table:
     """The rows of one measure, one line each; only the columns that occur."""
@@ -57,8 +56,5 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     for setup, measures in result["measures"].items():
         for measure, rows in measures.items():
-            header, lines = table(rows)
-            rule = ["---"] + ["---:"] * (len(header) - 1)
-            body = "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *lines])
-            text.append(f"### {setup}: {TITLES[measure].lower()}\n\n{body}")
+            text.append(f"### {setup}: {TITLES[measure].lower()}\n\n{grid(table(rows))}")
     return "\n".join(text)
