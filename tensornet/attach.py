@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from tensornet.delta import Delta
 from tensornet.errors import StateError
 from tensornet.paths.branch import Branch, Way, branch
+from tensornet.paths.compiled import numbered
+from tensornet.paths.layers import Operation, operation
 
 
 class Unroutable(StateError):
@@ -34,10 +36,10 @@ class Content:
         self.replacement = replacement
         self._branch: tuple[Branch | None] | None = None
 
-    def branch(self, layer: nn.Module) -> Branch | None:
+    def branch(self, layer: Attached) -> Branch | None:
         """The delta through its rank, where ``layer``, whose slot this content goes into, can take it so."""
         if self._branch is None:
-            self._branch = (branch(layer, self.deltas),)
+            self._branch = (branch(layer, layer._slot.operation, self.deltas),)
         return self._branch[0]
 
 
@@ -53,7 +55,13 @@ class Slot:
 
     def __init__(self) -> None:
         self.is_head = False
+        self.operation: Operation | None = None
+        self.number = numbered(self)
         self.clear()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.number = numbered(self)  # of a copy
 
     def clear(self) -> None:
         """No task: the layer is the backbone's own."""
@@ -67,6 +75,13 @@ class Slot:
         self.cache: dict[str, _Kept] = {}
         self.on_read: Callable[[], None] | None = None
         self.several_tasks_passed = False
+
+    def kept(self, name: str, weight: Tensor) -> Tensor:
+        """W + ΔW of the task that is set; computed anew where either has changed."""
+        delta, known = self.deltas[name], self.cache.get(name)
+        if known is None or not known.holds(delta, weight):
+            known = self.cache[name] = _Kept(delta, weight)
+        return known.value
 
     @contextmanager
     def reading_the_backbone(self) -> Iterator[None]:
@@ -97,10 +112,11 @@ class Attached(nn.Module):
             return slot.replacement(*args, **kwargs)
         if slot.branch is not None and len(args) == 1 and not kwargs:
             on_activations = slot.way == "activations"
-            if (on_activations or torch.is_grad_enabled()) and slot.branch.takes(self, args[0]):
-                if self.training:
+            compiling = torch.compiler.is_compiling()
+            if (on_activations or compiling or torch.is_grad_enabled()) and slot.branch.takes(self, args[0]):
+                if self.training and not compiling:
                     slot.cache.clear()  # the factors are about to change
-                return slot.branch.step(self, args[0], slot.way)
+                return slot.branch.step(self, args[0], slot.way, slot.number)
             if on_activations:
                 with slot.reading_the_backbone():
                     y = super().forward(*args)
@@ -141,6 +157,7 @@ def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool 
     slot: Slot = module.__dict__.setdefault("_slot", Slot())
     module.__class__ = _attached_class(base, parameters, frozen)  # type: ignore[arg-type]
     slot.is_head = slot.is_head or head
+    slot.operation = operation(module)
     if frozen:
         module.training = False
 
@@ -188,10 +205,7 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
         return weight
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return delta.added_to(weight)
-    known = slot.cache.get(name)
-    if known is None or not known.holds(delta, weight):
-        known = slot.cache[name] = _Kept(delta, weight)
-    return known.value
+    return slot.kept(name, weight)
 
 
 class _Kept:

@@ -1,5 +1,7 @@
 """One compiled graph serves every task of one config and head width."""
 
+import copy
+
 import pytest
 import torch
 import torch._dynamo
@@ -71,3 +73,104 @@ def test_the_real_compiler():
         net.set_task(f"t{i}")
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def adapted(rank=2, name="cp"):
+    torch._dynamo.reset()
+    net = tn.adapt(ResNet().eval(), tn.AdaptConfig(name, rank=rank))
+    trained(net.add_task("a", nn.Linear(8, 3)), scale=0.1)
+    net.set_task("a")
+    return net
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "train"),
+    [
+        ("cp", "auto", True),
+        ("cp", "auto", False),
+        ("cp", "activations", False),
+        ("tucker", "weight", True),
+        ("tt", "auto", True),
+    ],
+)
+def test_gradients_are_those_of_eager(name, path, train):
+    net = adapted(name=name).double().train(train)
+    net.path = path
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    found = []
+    for call in (net, compiled):
+        grads = torch.autograd.grad(call(x).square().sum(), [x, *net["a"].parameters()])
+        found.append(grads)
+    for eager, own in zip(*found, strict=True):
+        torch.testing.assert_close(own, eager, rtol=1e-9, atol=1e-9)
+
+
+def edit_in_place(net):
+    with torch.no_grad():
+        next(net["a"].deltas.parameters()).mul_(2)
+
+
+def edit_data(net):
+    next(net["a"].deltas.parameters()).data.add_(0.5)
+
+
+def step(net):
+    optimizer = torch.optim.SGD(net["a"].parameters(), 0.1)
+    net(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+
+
+def load(net):
+    net["a"].load_state_dict({k: v + 0.1 for k, v in net["a"].state_dict().items()})
+
+
+@pytest.mark.parametrize("edit", [edit_in_place, edit_data, step, load])
+@torch.no_grad()
+def test_a_compiled_graph_never_reads_a_stale_weight(edit):
+    net, x = adapted(), torch.randn(4, 3, 8, 8)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    before = compiled(x)
+    assert torch.equal(compiled(x), before)
+    with torch.enable_grad():
+        edit(net)
+    torch.testing.assert_close(compiled(x), net(x))
+    assert not torch.allclose(compiled(x), before)
+
+
+@torch.no_grad()
+def test_a_copy_is_compiled_with_its_own_weights():
+    net, x = adapted(), torch.randn(4, 3, 8, 8)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled(x)
+    copied = copy.deepcopy(net)
+    edit_in_place(copied)
+    torch.testing.assert_close(torch.compile(copied, backend="aot_eager", fullgraph=True)(x), copied(x))
+    torch.testing.assert_close(compiled(x), net(x))
+
+
+@torch.no_grad()
+def test_an_exported_program_needs_nothing_of_this_process(tmp_path):
+    net, x = adapted(), torch.randn(4, 3, 8, 8)
+    program = torch.export.export(net, (x,))
+    assert "low_rank_layer" not in str(program.graph)
+    torch.export.save(program, tmp_path / "net.pt2")
+    torch.testing.assert_close(torch.export.load(tmp_path / "net.pt2").module()(x), net(x))
+
+
+@torch.no_grad()
+def test_autocast_under_compile():
+    net, x = adapted(), torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = torch.compile(net, backend="aot_eager", fullgraph=True)(x), net(x)
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_per_sample_inside_a_compiled_function():
+    net, x = adapted(), torch.randn(4, 3, 8, 8)
+
+    def every(batch):
+        return torch.func.vmap(torch.func.grad(lambda sample: net(sample[None]).sum()))(batch)
+
+    torch.testing.assert_close(torch.compile(every, backend="aot_eager")(x), every(x))

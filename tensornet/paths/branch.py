@@ -9,21 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet.decompositions import Bottleneck
 from tensornet.delta import Delta
-from tensornet.paths.layers import Operation, add_product, operation, product
-from tensornet.paths.lowrank import Inside, LowRankLayer
-from tensornet.paths.rule import COSTS, PATHS, THROUGH_RANK, Call, Core, Path, choose
+from tensornet.paths.compiled import compiled_layer
+from tensornet.paths.layers import Operation, add_product, product
+from tensornet.paths.lowrank import Inside, LowRankLayer, chosen, scaled
 
 Way = Literal["auto", "weight", "activations"]
 """What a user asks for; see `AdaptedNetwork.path`."""
-
-_ON_WEIGHT = tuple(path for path in PATHS if path.forward == "weight")
-_ALLOWED: Mapping[str, tuple[Path, ...]] = {
-    "auto": PATHS,
-    "weight": tuple(path for path in _ON_WEIGHT if path.inputs == "weight"),
-    "activations": (THROUGH_RANK,),
-}
 
 
 class Branch:
@@ -60,7 +52,7 @@ class Branch:
         parts = self.delta.bottleneck()
         assert parts is not None
         inside = Inside(operation, parts, operation.padded(x))
-        add_product(operation, y, parts.out if self.delta.scale == 1 else self.delta.scale * parts.out, inside.output)
+        add_product(operation, y, scaled(parts.out, self.delta.scale), inside.output)
 
     def takes(self, layer: nn.Module, x: Any) -> bool:
         """Whether `step` can compute this call: a batch for a frozen layer, in its dtype, under plain autograd."""
@@ -71,47 +63,38 @@ class Branch:
             return False
         return x.dtype == weight.dtype or _autocast(x)
 
-    def step(self, layer: nn.Module, x: Tensor, way: Way) -> Tensor:
-        """The output of the layer with W + ΔW.
+    def step(self, layer: nn.Module, x: Tensor, way: Way, number: int) -> Tensor:
+        """The output of the layer, which has this ``number``, with W + ΔW.
 
         In train mode the rule, or ``way``, chooses how. In eval mode the output is computed on the weight unless ``way`` is
         "activations": there, a kept W + ΔW gives the same bits without gradients.
         """
-        allowed = _ALLOWED[way] if layer.training or way == "activations" else _ON_WEIGHT
+        allowed = way if layer.training or way == "activations" else "output on the weight"
         if not _autocast(x):
-            return self._step(layer, x, allowed)
+            return self._step(layer, x, allowed, number)
         device = x.device.type
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            return self._step(layer, x, allowed)
+            return self._step(layer, x, allowed, number)
 
-    def _step(self, layer: nn.Module, x: Tensor, allowed: tuple[Path, ...]) -> Tensor:
+    def _step(self, layer: nn.Module, x: Tensor, allowed: str, number: int) -> Tensor:
         weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-        parts = self.delta.bottleneck()
-        assert self.operation is not None
+        parts, scale, operation = self.delta.bottleneck(), self.delta.scale, self.operation
+        assert operation is not None
         assert parts is not None
         assert weight is not None
-        x = self.operation.padded(x)
-        path = allowed[0] if len(allowed) == 1 else choose(self._call(x, parts, weight), COSTS[x.device.type], allowed)
-        rest = weight, bias, self.delta.scale, self.operation, path
-        y: Tensor = LowRankLayer.apply(x, *parts, *rest)  # type: ignore[no-untyped-call]
+        x = operation.padded(x)
+        if torch.compiler.is_compiling():
+            if allowed != "activations" and not torch.is_grad_enabled():
+                allowed = "kept"
+            return compiled_layer(x, parts, weight, bias, scale, allowed, number)
+        path = chosen(operation, x, parts, weight, allowed)
+        y: Tensor = LowRankLayer.apply(x, *parts, weight, bias, scale, operation, path)  # type: ignore[no-untyped-call]
         return y
 
-    def _call(self, x: Tensor, parts: Bottleneck, weight: Tensor) -> Call:
-        assert self.operation is not None
-        kernel = weight.shape[2:].numel()
-        outputs = self.operation.outputs(tuple(x.shape))
-        inputs = outputs if self.operation.pointwise else x.numel() // weight.shape[1]
-        into = weight.shape[1] if parts.into is None else parts.into.shape[0]
-        core: Core = (
-            "none" if parts.core is None or self.operation.pointwise else "full" if parts.core.ndim == 3 else "diagonal"
-        )
-        rank = parts.out.shape[1]
-        return Call(outputs, inputs, weight.shape[0], weight.shape[1], kernel, rank, rank if core == "none" else into, core)
 
-
-def branch(layer: nn.Module, deltas: Mapping[str, Delta]) -> Branch | None:
-    """The only delta of a layer, where the layer can take it through its rank; None where it cannot."""
+def branch(layer: nn.Module, own: Operation | None, deltas: Mapping[str, Delta]) -> Branch | None:
+    """The only delta of a layer with the operation ``own``, where the layer can take it through its rank; or None."""
     if len(deltas) != 1:
         return None
     ((name, delta),) = deltas.items()
@@ -122,7 +105,6 @@ def branch(layer: nn.Module, deltas: Mapping[str, Delta]) -> Branch | None:
         assert isinstance(layer, nn.Embedding)
         plain = layer.padding_idx is None and not layer.scale_grad_by_freq and not layer.sparse
         return Branch(delta, None) if plain else None
-    own = operation(layer)
     return None if own is None else Branch(delta, own)
 
 
@@ -132,9 +114,7 @@ def _autocast(x: Tensor) -> bool:
 
 
 def _transformed() -> bool:
-    """Whether a compiler, a transform of `torch.func` or forward-mode differentiation is at work."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    """Whether an export, a transform of `torch.func` or forward-mode differentiation is at work."""
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+        return True
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0

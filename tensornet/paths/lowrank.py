@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.paths.layers import Linear, Operation, add_product, outer, product
-from tensornet.paths.rule import Path
+from tensornet.paths.rule import ALLOWED, COSTS, Call, Core, Path, choose
 
 
 class LowRankLayer(torch.autograd.Function):
@@ -39,40 +39,66 @@ class LowRankLayer(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, out, core, into, weight)
         ctx.rest = (scale, operation, path)
-        parts = Bottleneck(out, core, into)
-        bias = None if bias is None else bias.to(x.dtype)
-        if path.forward == "weight":
-            return operation.apply(x, parts.added_to(weight, scale).to(x.dtype), bias)
-        parts = parts.to(x.dtype)
-        y = operation.apply(x, weight.to(x.dtype), bias)
-        add_product(operation, y, _scaled(parts.out, scale), Inside(operation, parts, x).output)
-        return y
+        return output(x, Bottleneck(out, core, into), weight, bias, scale, operation, path)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, *factors, weight = ctx.saved_tensors
         scale, operation, path = ctx.rest
-        stored = Bottleneck(*factors)
-        parts = stored.to(x.dtype)
-        wants_x = ctx.needs_input_grad[0]
-        on_weight = wants_x and path.inputs == "weight"
-        full = (stored.added_to(weight, scale) if on_weight else weight).to(x.dtype)
-        dense = path.factors == "weight"
-        gx, gw = operation.backward(g, x, full, (wants_x, dense)) if wants_x or dense else (None, None)
-        if dense:
-            assert gw is not None
-            gw, out, rows = gw.flatten(1), parts.out, parts.rows()
-            g_out, g_rows = gw @ rows.T, out.T @ gw
-            g_core, g_into = parts.rows_backward(_scaled(g_rows, scale))
-        else:
-            flat = operation.flat(g)
-            u = product(_scaled(parts.out, scale).T, flat)
-            inside = Inside(operation, parts, x)
-            g_out = outer(inside.output, flat).T
-            g_core, g_into = inside.backward(u, gx if wants_x and path.inputs == "rank" else None)
-        grads = [_scaled(g_out, scale), g_core, g_into]
-        own = [None if grad is None else grad.to(f.dtype) for grad, f in zip(grads, factors, strict=True)]
-        return gx, *own, None, None, None, None, None
+        found = gradients(g, x, Bottleneck(*factors), weight, scale, operation, path, ctx.needs_input_grad[0])
+        return *found, None, None, None, None, None
+
+
+def output(
+    x: Tensor, parts: Bottleneck, weight: Tensor, bias: Tensor | None, scale: float, operation: Operation, path: Path
+) -> Tensor:
+    """y, from the padded input."""
+    bias = None if bias is None else bias.to(x.dtype)
+    if path.forward == "weight":
+        return operation.apply(x, parts.added_to(weight, scale).to(x.dtype), bias)
+    parts = parts.to(x.dtype)
+    y = operation.apply(x, weight.to(x.dtype), bias)
+    add_product(operation, y, scaled(parts.out, scale), Inside(operation, parts, x).output)
+    return y
+
+
+def gradients(
+    g: Tensor, x: Tensor, stored: Bottleneck, weight: Tensor, scale: float, operation: Operation, path: Path, wants_x: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, where asked for, and of out, core and into, in their dtypes, from that of y."""
+    parts = stored.to(x.dtype)
+    on_weight = wants_x and path.inputs == "weight"
+    dense = path.factors == "weight"
+    full = (stored.added_to(weight, scale) if on_weight else weight).to(x.dtype)
+    gx, gw = operation.backward(g, x, full, (wants_x, dense)) if wants_x or dense else (None, None)
+    if dense:
+        assert gw is not None
+        gw, out, rows = gw.flatten(1), parts.out, parts.rows()
+        g_out, g_rows = gw @ rows.T, out.T @ gw
+        g_core, g_into = parts.rows_backward(scaled(g_rows, scale))
+    else:
+        flat = operation.flat(g)
+        u = product(scaled(parts.out, scale).T, flat)
+        inside = Inside(operation, parts, x)
+        g_out = outer(inside.output, flat).T
+        g_core, g_into = inside.backward(u, gx if wants_x and path.inputs == "rank" else None)
+    grads = [scaled(g_out, scale), g_core, g_into]
+    return gx, *(None if grad is None else grad.to(f.dtype) for grad, f in zip(grads, stored, strict=True))  # type: ignore[union-attr]
+
+
+def chosen(operation: Operation, x: Tensor, parts: Bottleneck, weight: Tensor, allowed: str) -> Path:
+    """The path of one call with the padded input ``x``, of those that are ``allowed``; see `ALLOWED`."""
+    paths = ALLOWED[allowed]
+    if len(paths) == 1:
+        return paths[0]
+    kernel = weight.shape[2:].numel()
+    outputs = operation.outputs(tuple(x.shape))
+    inputs = outputs if operation.pointwise else x.numel() // weight.shape[1]
+    into = weight.shape[1] if parts.into is None else parts.into.shape[0]
+    core: Core = "none" if parts.core is None or operation.pointwise else "full" if parts.core.ndim == 3 else "diagonal"
+    rank = parts.out.shape[1]
+    call = Call(outputs, inputs, weight.shape[0], weight.shape[1], kernel, rank, rank if core == "none" else into, core)
+    return choose(call, COSTS[x.device.type], paths)
 
 
 class Inside:
@@ -132,5 +158,6 @@ class Inside:
         return g_core, outer(v, self.flat)
 
 
-def _scaled(tensor: Tensor, scale: float) -> Tensor:
+def scaled(tensor: Tensor, scale: float) -> Tensor:
+    """scale · tensor, without a copy where the scale is 1."""
     return tensor if scale == 1 else scale * tensor

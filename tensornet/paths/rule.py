@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,14 @@ THROUGH_RANK = Path("rank", "rank", "rank")
 _GRADIENTS: tuple[tuple[Way, Way], ...] = (("weight", "rank"), ("rank", "rank"), ("weight", "weight"))
 _WAYS: tuple[Way, ...] = ("weight", "rank")
 PATHS = tuple(Path(forward, inputs, factors) for forward in _WAYS for inputs, factors in _GRADIENTS)
+_ON_WEIGHT = tuple(path for path in PATHS if path.forward == "weight")
+ALLOWED: Mapping[str, tuple[Path, ...]] = {
+    "auto": PATHS,
+    "output on the weight": _ON_WEIGHT,
+    "weight": tuple(path for path in _ON_WEIGHT if path.inputs == "weight"),
+    "activations": (THROUGH_RANK,),
+}
+"""What a user asks for, and what eval mode allows: there, a kept W + ΔW gives the same bits without gradients."""
 
 
 @dataclass(frozen=True)
