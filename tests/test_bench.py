@@ -10,9 +10,10 @@ from tensornet.bench.clock import interleaved, ratio
 from tensornet.bench.contenders import FULL, LIMIT, contenders, rank_of_equal_size, twin
 from tensornet.bench.measures import MEASURES
 from tensornet.bench.place import Workplace
-from tensornet.bench.setups import SETUPS, adapted_layers, find_setup
+from tensornet.bench.setups import SETUPS, find_setup
 from tensornet.bench.tables import TITLES
 from tensornet.config import AdaptConfig
+from tensornet.peers import adapted_layers
 from tensornet.plan import parameter_total, plan
 from tensornet.targets import find_head
 from tests.commands import ran, refused, tensornet
@@ -42,10 +43,12 @@ def test_from_the_command_line_and_again(tmp_path):
     # what was measured is kept, and other settings measure anew
     part = out / "parts" / "tiny.mixed.json"
     kept = part.read_text()
+    threads = torch.get_num_threads()
     again = json.loads(ran("bench", *SHORT, *words, "--out", out, "--json"))
     assert again["measures"] == found["measures"]
-    ran("bench", *SHORT, "--repeats", "3", "--measure", "mixed", "--out", out)
+    ran("bench", *SHORT, "--repeats", "3", "--threads", "2", "--measure", "mixed", "--out", out)
     assert part.read_text() != kept
+    assert torch.get_num_threads() == threads
 
 
 def test_mistakes_are_named(tmp_path):
@@ -72,6 +75,13 @@ def test_the_other_measures(monkeypatch):
     assert weighed["bytes"] > weighed["expected_bytes"] > 100 * weighed["file_bytes"]
     compiled = {row["contender"]: row for row in MEASURES["compiled"](place)}
     assert all(row["graphs"] == 1 for name, row in compiled.items() if name.endswith("compiled"))
+    monkeypatch.setattr("tensornet.bench.operations.SMALLEST", 0.0)  # list every operation, however busy the machine is
+    spent = MEASURES["operations"](place)
+    for name in (LIMIT, "CP 8"):
+        *parts, whole = [row for row in spent if row["contender"] == name]
+        assert whole["operation"] == "all together"
+        assert sum(row["seconds"] for row in parts) == pytest.approx(whole["seconds"])
+    assert any(row["operation"].endswith("bmm") for row in spent if row["contender"] == "CP 8")
     ranks = MEASURES["rank"](place)
     work = [row["multiply_adds"] for row in ranks]
     assert work == sorted(work)
@@ -113,7 +123,7 @@ def test_equal_sizes_are_equal_within_a_rank():
 
 def test_the_residual_network_has_the_shapes_of_torchvisions(torchvision):
     ours, theirs = SETUPS["resnet50-64"].build(None), torchvision.models.resnet50(num_classes=10)
-    shapes = [tuple(ours.get_submodule(path).weight.shape) for path in adapted_layers(ours)]
+    shapes = [tuple(ours.get_submodule(path).weight.shape) for path in adapted_layers(ours, find_head(ours, None))]
     wanted = [tuple(m.weight.shape) for m in theirs.modules() if isinstance(m, torch.nn.Conv2d)]
     assert sorted(shapes) == sorted(wanted)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
@@ -127,7 +137,9 @@ def test_fitting_finds_the_costs_that_samples_were_made_from():
     assert (found.call, found.product, found.number) == pytest.approx(costs, rel=1e-4)
 
 
-def test_fitting_on_this_machine():
+def test_fitting_on_this_machine(monkeypatch):
+    monkeypatch.setattr(fit, "_PLACES", fit._PLACES[:1])
+    monkeypatch.setattr(fit, "_CHANNELS", fit._CHANNELS[:2])
     found = json.loads(ran("bench", "--fit", "--repeats", "1", "--json"))
     assert set(found) == {"thin", "dense", "depthwise", "build"}
     for cost in found.values():

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from tensornet.bench.setups import CLASSES, adapted_layers
+from tensornet.bench.setups import CLASSES
 from tensornet.config import AdaptConfig
 from tensornet.network import AdaptedNetwork, adapt
-from tensornet.norms import find_norms
+from tensornet.peers import norms_and_head, with_peer
 from tensornet.plan import parameter_total, plan
 from tensornet.targets import find_head
 
@@ -40,7 +38,7 @@ Maker = Callable[[nn.Module], Contender]
 
 def limit(backbone: nn.Module) -> Contender:
     """Frozen weights; norm layers and head are trained: what no method with a frozen backbone can go below."""
-    return Contender(backbone.requires_grad_(False).train(), _norms_and_head(backbone))
+    return Contender(backbone.requires_grad_(False).train(), norms_and_head(backbone, find_head(backbone, None)))
 
 
 def full(backbone: nn.Module) -> Contender:
@@ -92,46 +90,12 @@ def rank_of_equal_size(backbone: nn.Module, decomposition: str, like: tuple[str,
     return min(range(1, 4 * like[1]), key=lambda rank: abs(total(decomposition, rank) - wanted))
 
 
-def peft(method: str, rank: int) -> Maker:
-    """An adapter of PEFT on the same layers, its norms and head trained as well."""
+def peer(name: str, rank: int) -> Maker:
+    """The adapters of a peer on the same layers, norms and head trained as well."""
 
     def make(backbone: nn.Module) -> Contender:
-        from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
-
-        configs = {
-            "LoRA": lambda names: LoraConfig(r=rank, lora_alpha=rank, target_modules=names),
-            "LoKr": lambda names: LoKrConfig(r=rank, alpha=rank, target_modules=names),
-            "LoHa": lambda names: LoHaConfig(r=rank, alpha=rank, target_modules=names),
-        }
-        names = _without_depthwise(backbone) if method == "LoRA" else adapted_layers(backbone)
-        shared = _norms_and_head(backbone)  # found before there are layers of the peer among them
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = get_peft_model(backbone, configs[method](names))
-        own = [p for p in model.parameters() if p.requires_grad]
-        for parameter in shared:
-            parameter.requires_grad_(True)  # PEFT freezes all that is not its own
-        return Contender(model.train(), [*own, *shared])
-
-    return make
-
-
-def lycoris(rank: int) -> Maker:
-    """LoCon of LyCORIS on the same layers, norms and head trained as well."""
-
-    def make(backbone: nn.Module) -> Contender:
-        logging.disable(logging.INFO)
-        from lycoris import LycorisNetwork, create_lycoris
-
-        names = _without_depthwise(backbone)
-        shared = _norms_and_head(backbone.requires_grad_(False))
-        LycorisNetwork.apply_preset({"target_name": names, "target_module": []})
-        network = create_lycoris(
-            backbone, 1.0, linear_dim=rank, linear_alpha=rank, conv_dim=rank, conv_alpha=rank, algo="lora"
-        )
-        network.apply_to()
-        backbone.peer = network
-        return Contender(backbone.train(), [*network.parameters(), *shared])
+        model = with_peer(name, backbone, rank, find_head(backbone, None))
+        return Contender(model, [p for p in model.parameters() if p.requires_grad])
 
     return make
 
@@ -146,9 +110,9 @@ def contenders() -> dict[str, Maker]:
     made["CP 8, on the weight"] = deltas("cp", 8, path="weight")
     made["CP 8, on the activations"] = deltas("cp", 8, path="activations")
     if importlib.util.find_spec("peft") is not None:
-        made |= {f"PEFT {method} 8": peft(method, 8) for method in ("LoRA", "LoKr", "LoHa")}
+        made |= {f"PEFT {method} 8": peer(f"peft-{method.lower()}", 8) for method in ("LoRA", "LoKr", "LoHa")}
     if importlib.util.find_spec("lycoris") is not None:
-        made["LyCORIS LoCon 8"] = lycoris(8)
+        made["LyCORIS LoCon 8"] = peer("lycoris-locon", 8)
     made[FULL] = full
     return made
 
@@ -156,16 +120,3 @@ def contenders() -> dict[str, Maker]:
 def twin(backbone: nn.Module) -> nn.Module:
     """A copy, for a contender to change."""
     return copy.deepcopy(backbone)
-
-
-def _norms_and_head(backbone: nn.Module) -> list[nn.Parameter]:
-    """The parameters of norm layers and head, made trainable."""
-    head = find_head(backbone, None)
-    modules = [backbone.get_submodule(path) for path in find_norms(backbone, head)]
-    modules += [backbone.get_submodule(head)] if head is not None else []
-    return [p for module in modules for p in module.requires_grad_(True).parameters()]
-
-
-def _without_depthwise(backbone: nn.Module) -> list[str]:
-    """The adapted layers that the peers' LoRA can adapt: it refuses grouped convolutions whose groups exceed the rank."""
-    return [path for path in adapted_layers(backbone) if getattr(backbone.get_submodule(path), "groups", 1) == 1]

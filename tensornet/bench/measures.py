@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tensornet.bench.lifecycle import memory, tasks
+from tensornet.bench.operations import operations
 from tensornet.bench.place import Row, Workplace
 from tensornet.bench.scaling import cost_of_rank, cost_of_size, cost_of_tasks
 from tensornet.bench.serving import compiled, inference, mixed, prefix
@@ -12,6 +13,7 @@ from tensornet.bench.training import training
 
 MEASURES: Mapping[str, Callable[[Workplace], list[Row]]] = {
     "training": training,
+    "operations": operations,
     "inference": inference,
     "mixed": mixed,
     "prefix": prefix,

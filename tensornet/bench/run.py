@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tensornet.atomic import make_folder, write_file
+from tensornet.bench.clock import threads
 from tensornet.bench.contenders import contenders
 from tensornet.bench.figures import figures
 from tensornet.bench.measures import MEASURES
@@ -75,25 +76,10 @@ def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, 
         WriteError: ``out`` cannot be written.
     """
     settings.check()
-    torch.set_num_threads(settings.threads)
     make_folder(out / "parts")
-    for name in settings.setups:
-        setup = find_setup(name)
-        backbone = None
-        for measure in settings.measures:
-            part = _part(out, name, measure)
-            if _kept(part, settings) is not None:
-                continue
-            say(f"{name}: {measure}")
-            torch.manual_seed(0)
-            try:
-                backbone = setup.build(settings.data) if backbone is None else backbone
-            except BackboneError as error:
-                say(f"{name} is left out: {error}")
-                break
-            place = Workplace(setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data)
-            rows = MEASURES[measure](place)
-            write_file(part, json.dumps({"settings": _told(settings), "rows": rows}, indent=1) + "\n")
+    with threads(settings.threads):
+        for name in settings.setups:
+            _measure(name, settings, out, say)
     found: dict[str, dict[str, list[Row]]] = {}
     for name, measure in itertools.product(SETUPS, MEASURES):
         kept = _kept(_part(out, name, measure), settings)
@@ -104,6 +90,26 @@ def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, 
     write_file(out / "bench.md", markdown(result))
     figures(found, out)
     return result
+
+
+def _measure(name: str, settings: Settings, out: Path, say: Callable[[str], None]) -> None:
+    """What is not measured yet of one set-up."""
+    setup = find_setup(name)
+    backbone = None
+    for measure in settings.measures:
+        part = _part(out, name, measure)
+        if _kept(part, settings) is not None:
+            continue
+        say(f"{name}: {measure}")
+        torch.manual_seed(0)
+        try:
+            backbone = setup.build(settings.data) if backbone is None else backbone
+        except BackboneError as error:
+            say(f"{name} is left out: {error}")
+            break
+        place = Workplace(setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data)
+        rows = MEASURES[measure](place)
+        write_file(part, json.dumps({"settings": _told(settings), "rows": rows}, indent=1) + "\n")
 
 
 def _part(out: Path, setup: str, measure: str) -> Path:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tensornet.backbones import load_backbone
 from tensornet.errors import BackboneError, MissingExtraError, near
-from tensornet.targets import candidates, find_head, in_head
 
 CLASSES = 10
 
@@ -119,10 +118,3 @@ def find_setup(name: str) -> Setup:
     if name not in SETUPS:
         raise BackboneError(f"there is no set-up {name!r}. {near(name, SETUPS)}")
     return SETUPS[name]
-
-
-def adapted_layers(backbone: nn.Module) -> list[str]:
-    """The layers that every contender adapts: convolutions and linear layers but the head."""
-    head = find_head(backbone, None)
-    embeddings = {path for path, module in backbone.named_modules() if isinstance(module, nn.Embedding)}
-    return [t.module for t in candidates(backbone) if not in_head(t, head) and t.module not in embeddings]

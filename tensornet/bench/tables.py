@@ -11,6 +11,7 @@ from tensornet.training.table import markdown as grid
 
 TITLES: Mapping[str, str] = {
     "training": "A step of training",
+    "operations": "A step of training by operation",
     "inference": "A forward in eval mode",
     "mixed": "32 rows of 8 tasks",
     "prefix": "Four tasks that share the first half of the layers",
@@ -23,6 +24,8 @@ TITLES: Mapping[str, str] = {
 }
 _COLUMNS: Mapping[str, tuple[str, Any]] = {
     "contender": ("", str),
+    "operation": ("operation", str),
+    "calls": ("calls", lambda x: f"{x:.0f}"),
     "size": ("size", str),
     "tasks": ("tasks", str),
     "graphs": ("graphs", str),

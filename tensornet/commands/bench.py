@@ -13,7 +13,9 @@ from rich.console import Console
 from tensornet.commands.output import Json, print_json, print_table
 
 _SETUP = "Set-up: resnet50-64, resnet50-224, mobilenet-128 (needs --data), vit-224, minilm-128, tiny. May be repeated."
-_MEASURE = "Measure: training, inference, mixed, prefix, tasks, memory, compiled, rank, size, number. May be repeated."
+_MEASURE = (
+    "Measure: training, inference, operations, mixed, prefix, tasks, memory, compiled, rank, size, number. May be repeated."
+)
 
 
 def bench(
@@ -31,8 +33,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time training, inference and tasks against the frozen backbone and against peers, side by side in one process."""
-    import torch
-
+    from tensornet.bench import clock
     from tensornet.bench.fit import fit as fitted
     from tensornet.bench.measures import MEASURES
     from tensornet.bench.run import Settings, run
@@ -41,8 +42,8 @@ def bench(
 
     console = Console(stderr=True)
     if fit:
-        torch.set_num_threads(threads)
-        costs, errors = fitted(device, repeats)
+        with clock.threads(threads):
+            costs, errors = fitted(device, repeats)
         found = {kind: cost | {"median_error": errors[kind]} for kind, cost in asdict(costs).items()}
         if json:
             print_json(found)
