@@ -19,7 +19,9 @@ from tensornet.plan import TensorPlan
 from tensornet.task import Task
 
 
-def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | None, others: Sequence[nn.Module] = ()) -> None:
+def check_head(
+    head: nn.Module | None, backbone: nn.Module, head_path: str | None, others: Sequence[nn.Module | None] = ()
+) -> None:
     """A head has to be a module of its own that takes what the backbone's head takes.
 
     Raises:
@@ -42,7 +44,9 @@ def check_head(head: nn.Module | None, backbone: nn.Module, head_path: str | Non
             f"the head is {head.weight.dtype}, the backbone's {own.weight.dtype}: pass head.to({own.weight.dtype})"
         )
     mine = {id(parameter) for parameter in head.parameters()}
-    if any(id(parameter) in mine for module in (backbone, *others) for parameter in module.parameters()):
+    if any(
+        id(parameter) in mine for module in (backbone, *others) if module is not None for parameter in module.parameters()
+    ):
         raise StateError("this head belongs to the backbone or to another task already; pass a copy: copy.deepcopy(head)")
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from tensornet.attach import Attached
 from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig, check_config
+from tensornet.counting import listed
 from tensornet.errors import BackboneError, ConfigError, NameTakenError, StateError, UnknownNameError
 from tensornet.files import read_task, write_task
 from tensornet.fingerprint import Identity
@@ -120,7 +121,7 @@ class AdaptedNetwork(nn.Module):
         self._check_new(name)
         plans, config = self.plans, config or self.config
         check_config(config)
-        check_head(head, self.backbone, self.head_path, [task.head for task in self._each() if task.head is not None])
+        check_head(head, self.backbone, self.head_path, [self[task].head for task in self.tasks])
         if config != self.config:
             if find_head(self.backbone, config.head) != self.head_path:
                 raise ConfigError(f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}")
@@ -283,17 +284,11 @@ class AdaptedNetwork(nn.Module):
         return {"backbone": sum(p.numel() for p in self.backbone.parameters())} | own
 
     def __repr__(self) -> str:
-        base, *own = self.parameter_counts().values()
-        lines = [f"  {name}: {n:,} parameters ({n / max(base, 1):.1%})" for name, n in zip(self.tasks, own, strict=True)]
         active = "the untouched backbone" if self._active is None else f"task {self._active!r}"
-        title = f"AdaptedNetwork({self.backbone_name}: {base:,} parameters; {active} is set"
-        return "\n".join([title, *(lines or ["  no task yet"])]) + ")"
+        return f"AdaptedNetwork({self.backbone_name}: {listed(self.parameter_counts(), f'{active} is set')})"
 
     def _contents(self, name: str | None) -> Contents:
         return {} if name is None else self[name].contents()
-
-    def _each(self) -> list[Task]:
-        return [task for task in self._tasks.values() if isinstance(task, Task)]
 
     def _check_new(self, name: str) -> None:
         if to_key(check_task_name(name)) in self._tasks:
