@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tensornet.attach import Content
@@ -72,6 +73,15 @@ class Task(nn.Module):
                     return Delta(module, plan.fold, member, plan.scale).dense()
         known = [member.target.name for plan, _ in self.tensors() for member in plan.fold.members]
         raise UnknownNameError("layer with a delta", layer, known)
+
+    def squared_norm(self) -> Tensor:
+        """Σ ‖scale · A‖² over all tensors, a differentiable scalar, by Gram matrices of the factors where it can be."""
+        norms = []
+        for plan, module in self.tensors():
+            factors = module.factors()
+            own = module.inner_product(factors, factors, module.shape)
+            norms.append(plan.scale**2 * (module.to_tensor().square().sum() if own is None else own))
+        return torch.stack(norms).sum() if norms else torch.zeros(())
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of deltas, norms and head, and their total."""

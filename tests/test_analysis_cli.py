@@ -13,7 +13,7 @@ import analysis
 import tensornet as tn
 from analysis.ranks import rank_recipes, rank_table
 from tensornet.errors import ConfigError, TaskFileError
-from tensornet.training.recipe import load_recipe
+from tensornet.training.reading import load_recipe
 from tensornet.training.statistics import reestimate
 from tests.commands import ran, refused
 

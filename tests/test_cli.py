@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import tensornet as tn
 from tensornet.errors import RecipeError
-from tensornet.training.recipe import load_recipe, shipped
+from tensornet.training.reading import load_recipe, shipped
 from tensornet.training.runs import Grid
-from tests.commands import HUB, RECIPE, refused, tensornet
+from tests.commands import HUB, RECIPE, ran, refused, tensornet
 from tests.images import image_folder, lists
 
 
@@ -38,12 +38,10 @@ def test_train_writes_tasks_and_results(trained_run, data_root):
 
 def test_train_again_keeps_what_is_done(trained_run, data_root):
     before = {p: p.stat().st_mtime_ns for p in (trained_run / "runs").rglob("*.json")}
-    out = tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--json")
+    out = ran("train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--json")
     assert len(json.loads(out)) == 2
     assert {p: p.stat().st_mtime_ns for p in (trained_run / "runs").rglob("*.json")} == before
-    said = tensornet(
-        "train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--set", "train.lr=1.0", code=1
-    )
+    said = refused("train", data_root / "recipe.toml", "--data", data_root, "--out", trained_run, "--set", "train.lr=1.0")
     assert "made with other settings" in said
 
 
@@ -98,23 +96,23 @@ def test_ctrl_c_says_so_and_leaves_nothing_half_written(data_root, tmp_path):
 @pytest.mark.parametrize("setting", ["train.precision=bf16-mixed", "train.optimizer=sgd", "train.schedule=step"])
 def test_other_ways_to_train_learn_too(setting, data_root, tmp_path):
     args = ("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders", "--json")
-    (row,) = json.loads(tensornet(*args, "--set", setting, "--set", "train.epochs=8"))
+    (row,) = json.loads(ran(*args, "--set", setting, "--set", "train.epochs=8"))
     assert row["value"] > 0.8
 
 
 def test_evaluate_agrees_with_training(trained_run, data_root):
-    rows = json.loads(tensornet("evaluate", trained_run, "--data", data_root, "--json"))
+    rows = json.loads(ran("evaluate", trained_run, "--data", data_root, "--json"))
     assert {row["task"]: row["value"] for row in rows} == {row["task"]: row["trained_value"] for row in rows}
-    assert "folders" in tensornet("evaluate", trained_run, "--data", data_root, "--task", "folders")
+    assert "folders" in ran("evaluate", trained_run, "--data", data_root, "--task", "folders")
 
 
 def test_inspect_and_merge(trained_run, data_root, tmp_path):
     task = trained_run / "tasks/folders"
-    told = json.loads(tensornet("inspect", task, "--json"))
+    told = json.loads(ran("inspect", task, "--json"))
     assert [t["layer"] for t in told["tensors"]] == ["0", "3"]
     assert told["parameters"] == tn.read_task(task).parameter_counts()
-    assert "hub:hub:tiny" in tensornet("inspect", task)
-    tensornet("merge", task, "--data", data_root, "--out", tmp_path / "merged.safetensors")
+    assert "hub:hub:tiny" in ran("inspect", task)
+    ran("merge", task, "--data", data_root, "--out", tmp_path / "merged.safetensors")
     backbone = tn.load_backbone("hub:hub:tiny", root=data_root)
     net = tn.adapt(backbone)
     net.load_task(task)
@@ -159,7 +157,7 @@ def test_names_that_could_be_confused(data_root, tmp_path):
     text = text.replace('data = "parquet"', 'data = "folders"') + "[variants.a]\n[variants.a-b]\n"
     (tmp_path / "r.toml").write_text(text)
     args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--set", "train.epochs=1")
-    assert len(json.loads(tensornet(*args, "--json"))) == 4
+    assert len(json.loads(ran(*args, "--json"))) == 4
 
 
 def test_a_damaged_checkpoint_is_as_good_as_none(data_root, tmp_path, trained_run):
@@ -167,7 +165,7 @@ def test_a_damaged_checkpoint_is_as_good_as_none(data_root, tmp_path, trained_ru
     folder = tmp_path / "checkpoints" / grid.runs[0].place / grid.runs[0].digest
     folder.mkdir(parents=True)
     (folder / "last.ckpt").write_bytes(b"PK damaged")
-    tensornet("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders")
+    ran("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders")
     path = "tasks/folders/task.safetensors"
     assert (tmp_path / path).read_bytes() == (trained_run / path).read_bytes()
 
@@ -181,12 +179,14 @@ def test_variants_seeds_and_selection(data_root, tmp_path):
     (tmp_path / "r.toml").write_text(text)
     args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--set", "train.epochs=1")
     args += ("--set", "train.seeds=[0, 1]", "--task", "folders")
-    rows = json.loads(tensornet(*args, "--json"))
+    rows = json.loads(ran(*args, "--json"))
     assert [(r["variant"], r["seed"]) for r in rows] == [("head", 0), ("head", 1), ("tt", 0), ("tt", 1)]
     assert (tmp_path / "out/tt/seed-1/tasks/folders/task.json").is_file()
-    assert "8 runs" not in tensornet(*args, "--variant", "tt", "--check")
+    assert "8 runs" not in ran(*args, "--variant", "tt", "--check")
     assert "there is no variant 'ttt'. Did you mean 'tt'?" in refused(*args, "--variant", "ttt")
-    tensornet(*args, "--variant", "head")
+    assert "there is no seed 2; train.seeds has [0, 1]" in refused(*args, "--seed", "2")
+    assert len(json.loads(ran(*args, "--seed", "1", "--json"))) == 4, "every result of the folder is shown"
+    ran(*args, "--variant", "head")
     assert len(json.loads((tmp_path / "out/results.json").read_text())["runs"]) == 4, "results of other variants stay"
 
 
@@ -259,7 +259,7 @@ def test_other_bad_input(data_root, tmp_path, trained_run):
 
 def test_norms(trained_run, tmp_path):
     tasks = [trained_run / "tasks" / name for name in ("folders", "parquet")]
-    told = json.loads(tensornet("norms", *tasks, "--json", "--out", tmp_path / "n.png", "--csv", tmp_path / "n.csv"))
+    told = json.loads(ran("norms", *tasks, "--json", "--out", tmp_path / "n.png", "--csv", tmp_path / "n.csv"))
     file = tn.read_task(tasks[0])
     wanted = {plan.fold.name: module.to_tensor().norm().item() for plan, module in file.tensors}
     assert told["folders"] == pytest.approx(wanted, rel=1e-5)
@@ -270,7 +270,7 @@ def test_norms(trained_run, tmp_path):
 
 
 def test_shipped_recipes_are_valid():
-    assert shipped() == ["domainnet", "imagenet-to-sketch", "mobilenet-domains", "resnet20-domains"]
+    assert shipped() == ["domainnet", "imagenet-to-sketch", "mobilenet-domains", "resnet20-domains", "resnet20-peers"]
     for name in shipped():
         assert load_recipe(name)
     with pytest.raises(RecipeError, match="The package has: domainnet"):
@@ -294,7 +294,7 @@ def test_the_layouts_of_the_papers(name, tmp_path):
         "adapt.rank=1",
     ]
     changes = [word for change in small for word in ("--set", change)]
-    rows = json.loads(tensornet("train", name, "--data", tmp_path, "--out", tmp_path / "out", "--json", *changes))
+    rows = json.loads(ran("train", name, "--data", tmp_path, "--out", tmp_path / "out", "--json", *changes))
     tasks = 6 if name == "domainnet" else 5
     assert len({row["task"] for row in rows}) == tasks
     assert len(rows) == tasks * (1 if name == "domainnet" else 3)
@@ -305,9 +305,9 @@ def test_the_package_carries_its_recipes():
 
 
 def test_version_and_help():
-    assert tn.__version__ in tensornet("--version")
+    assert tn.__version__ in ran("--version")
     for verb in ("demo", "train", "evaluate", "inspect", "merge", "norms"):
-        assert verb in tensornet("--help")
+        assert verb in ran("--help")
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from analysis.selection.changes import Change, evaluated
+from analysis.selection.changes import Change
 from tensornet.errors import NonFiniteError, ShapeError
+from tensornet.evaluation import evaluated
 
 LARGEST = 4608
 """Inputs of one output value above which correlations between kernel positions are left out: 512 channels of 3×3."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tensornet.config import NONE, AdaptConfig
-from tensornet.errors import ConfigError, DataError, MismatchError, NonFiniteError, TaskFileError, near
+from tensornet.errors import ConfigError, MismatchError, NonFiniteError, TaskFileError, near
 from tensornet.files import read_task
+from tensornet.gradients import weight_gradients
 from tensornet.network import adapt
 from tensornet.targets import Target, find_head, select
 
@@ -108,41 +108,13 @@ def gradients(
     Raises:
         DataError: there is no batch.
     """
-    batches = list(batches)
-    if not batches:
-        raise DataError("gradients need data: there is no batch")
     targets = _targets(network, head)
     weights = [_weight(network, target) for target in targets]
-    required = [weight.requires_grad for weight in weights]
-    sums = [torch.zeros_like(weight) for weight in weights]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        with evaluated(network):  # running statistics stay as they are
-            for x, y in batches:
-                found = torch.autograd.grad(loss(network(x), y), weights, allow_unused=True)
-                for total, grad in zip(sums, found, strict=True):
-                    if grad is not None:
-                        total -= grad
-    finally:
-        for weight, before in zip(weights, required, strict=True):
-            weight.requires_grad_(before)
+    found = weight_gradients(network, weights, batches, loss)
     return [
-        Change(target, total, weight.detach(), weight.element_size())
-        for target, total, weight in zip(targets, sums, weights, strict=True)
+        Change(target, -gradient, weight.detach(), weight.element_size())
+        for target, gradient, weight in zip(targets, found, weights, strict=True)
     ]
-
-
-@contextmanager
-def evaluated(network: nn.Module) -> Iterator[None]:
-    """Inside, a network is in eval mode; after it, each of its modules is in the mode that it was in."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _between(base: Network | None, tuned: Network, head: str | None) -> list[Change]:

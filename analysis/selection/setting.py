@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from analysis.selection.changes import Change, gradients
-from tensornet.backbones import load_weights
 from tensornet.config import NONE
-from tensornet.data.augment import centre_crop, normalised
 from tensornet.errors import ConfigError, near
 from tensornet.network import AdaptedNetwork
-from tensornet.training.adapting import fresh_head, train_task
+from tensornet.training.adapting import headed, saved_network, train_task
+from tensornet.training.batches import as_tested
 from tensornet.training.fit import evaluate
-from tensornet.training.recipe import load_recipe
+from tensornet.training.reading import load_recipe
 from tensornet.training.runs import Grid
 
 HEAD_EPOCHS = 3
@@ -45,7 +44,7 @@ class Setting:
             raise ConfigError(f"{recipe} has no variant {variant!r}. {near(variant, recipes)}")
         if images < 1:
             raise ConfigError(f"images must be at least 1; got {images}")
-        self._grid = Grid({variant: recipes[variant]}, data, Path(), [task])
+        self._grid = Grid(recipes, data, Path(), [task], [variant])
         self._run = self._grid.runs[0]
         self._recipe = recipes[variant]
         self._images = images
@@ -61,9 +60,7 @@ class Setting:
 
     def base(self) -> nn.Module:
         """The backbone with a head for the task's classes."""
-        net = self.network()
-        net.add_task("base", fresh_head(net, len(self._grid.splits(self._run.task)[0].classes)))
-        return net.merged("base")
+        return headed(self.network(), self._classes)
 
     def tuned(self, path: Path) -> nn.Module:
         """The network with the weights of a checkpoint, or of a task folder.
@@ -72,12 +69,7 @@ class Setting:
             BackboneError: the checkpoint cannot be read, or does not fit.
             TaskFileError: the task cannot be read, or is of another backbone.
         """
-        if path.is_dir():
-            net = self.network()
-            return net.merged(net.load_task(path).name)
-        network = self.base()
-        load_weights(network, path)
-        return network
+        return saved_network(self.network(), path, self._classes)
 
     def gradients(self) -> list[Change]:
         """−∂L/∂W on the training images, with a head trained for a few epochs on frozen features."""
@@ -100,11 +92,12 @@ class Setting:
         """An epoch of training images as training sees them."""
         return self._grid.inputs(self._run)
 
+    @property
+    def _classes(self) -> int:
+        return len(self._grid.splits(self._run.task)[0].classes)
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        image = self._recipe.input
         train, _ = self._grid.images(self._run)
-        mean, std = torch.tensor(image.mean), torch.tensor(image.std)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._run.seed))[: self._images]
-        for chosen in order.split(64):  # at random: files often lie class by class
-            images, labels = train.__getitems__(chosen.tolist())
-            yield normalised(centre_crop(images, image.size), mean, std), labels
+        chosen = (train.__getitems__(rows.tolist()) for rows in order.split(64))  # at random: files often lie class by class
+        return as_tested(chosen, self._recipe.input)

@@ -18,16 +18,17 @@ def train(
     settings: Annotated[list[str], typer.Option("--set", help="Change a setting: train.epochs=3. May be repeated.")] = [],  # noqa: B006
     task: Annotated[list[str], typer.Option(help="Only this task. May be repeated.")] = [],  # noqa: B006
     variant: Annotated[list[str], typer.Option(help="Only this variant. May be repeated.")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Only this seed of the recipe. May be repeated.")] = [],  # noqa: B006
     check: Annotated[bool, typer.Option("--check", help="Check recipe and data, say what would run, and stop.")] = False,
     json: Json = False,
 ) -> None:
     """Train every task of a recipe; runs that are done are kept, and a killed run goes on from its last epoch."""
-    from tensornet.training.recipe import load_recipe
+    from tensornet.training.reading import load_recipe
     from tensornet.training.runs import Grid
     from tensornet.training.table import table
 
     recipes = load_recipe(recipe, settings)
-    grid = Grid(recipes, data, out, task, variant)
+    grid = Grid(recipes, data, out, task, variant, seed)
     console = Console(stderr=True)
     done = sum(grid.finished(run) is not None for run in grid.runs)
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
@@ -44,4 +45,5 @@ def train(
     if json:
         print_json(rows)
     else:
-        print_table("Accuracy on test, percent", *table(rows))
+        held = " and ".join(sorted({row.get("split", "test") for row in rows}))
+        print_table(f"Accuracy on {held}, percent", *table(rows))

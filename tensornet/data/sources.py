@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,31 @@ def read_domain(data: Path, train: Path | None = None, test: Path | None = None)
         only = [sorted(set(a.classes) - set(b.classes)) for a, b in (splits, splits[::-1])]
         raise DataError(f"{data}: train and test have other classes: only in train {only[0]}, only in test {only[1]}")
     return splits
+
+
+def held_out(split: Split, share: float) -> tuple[Split, Split]:
+    """A split in two: what is left, and ``share`` of every class's images, the same ones in every call.
+
+    Raises:
+        DataError: a class is left with no image, or the share holds none.
+    """
+    rows: dict[int, list[int]] = {}
+    for row, label in enumerate(split.labels):
+        rows.setdefault(label, []).append(row)
+    kept: set[int] = set()
+    for label, own in rows.items():
+        count = round(share * len(own))
+        if count == len(own):
+            raise DataError(f"{split.where}: holding out {share:g} leaves no image of {split.classes[label]!r}; lower it")
+        kept.update(random.Random(label).sample(own, count))
+    if not kept:
+        raise DataError(f"{split.where}: {share:g} of its {len(split.labels)} images is none; raise the share")
+
+    def part(where: str, chosen: Sequence[int]) -> Split:
+        return Split(where, [split.images[i] for i in chosen], [split.labels[i] for i in chosen], split.classes)
+
+    rest = [i for i in range(len(split.labels)) if i not in kept]
+    return part(split.where, rest), part(f"{split.where}, held out", sorted(kept))
 
 
 def read_folder(folder: Path) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 import lightning as L
 from torch import nn
 
+from tensornet.backbones import load_weights
 from tensornet.counting import parameters_outside
 from tensornet.data.images import Images
 from tensornet.errors import RecipeError
 from tensornet.network import AdaptedNetwork
+from tensornet.norms import find_norms
+from tensornet.peers import with_peer
+from tensornet.task import Task
 from tensornet.training.fit import Fitted, fit
 from tensornet.training.recipe import Input, Train
+from tensornet.training.start import begin
 
 Row = dict[str, Any]
 """What `results.json` says of one finished training."""
@@ -25,7 +31,7 @@ class Adapted:
     """A finished training.
 
     Attributes:
-        model: computes the task: the adapted network, or the copy that was trained as a whole.
+        model: computes the task: the adapted network, or the copy that was trained as a whole or with a peer's adapters.
         fitted: accuracy, seconds and loss.
         counts: parameters that were trained: deltas, norms, head and total; a whole copy counts as delta and head.
     """
@@ -44,6 +50,7 @@ def train_task(
     image: Input,
     seed: int,
     *,
+    teacher: nn.Module | None = None,
     checkpoints: Path | None = None,
     progress: bool = True,
 ) -> Adapted:
@@ -56,14 +63,62 @@ def train_task(
     L.seed_everything(seed, verbose=False)
     task = net.add_task(name, fresh_head(net, len(train.split.classes)))
     net.set_task(name)
-    whole = settings.method == "full"
-    model = net.merged(name) if whole else net
-    trained: nn.Module = model if whole else task
-    fitted = fit(model, trained, train, test, settings, image, seed, checkpoints=checkpoints, progress=progress)
-    if not whole:
-        return Adapted(model, fitted, task.parameter_counts())
-    total, outside = sum(p.numel() for p in model.parameters()), parameters_outside(model, net.head_path)
-    return Adapted(model, fitted, {"deltas": outside, "norms": 0, "head": total - outside, "total": total})
+    begin(net, name, train, settings, image, seed)
+    model, trained, counts = _trained(net, task, settings)
+    fitted = fit(
+        model, trained, train, test, settings, image, seed, teacher=teacher, checkpoints=checkpoints, progress=progress
+    )
+    return Adapted(model, fitted, counts)
+
+
+def _trained(net: AdaptedNetwork, task: Task, settings: Train) -> tuple[nn.Module, nn.Module, dict[str, int]]:
+    """What computes a task, the part of it that is trained, and how many parameters that has."""
+    counts = task.parameter_counts()
+    if settings.method == "adapt":
+        return net, task, counts
+    model, norms = net.merged(task.name), 0
+    if settings.method != "full":
+        model = peer_network(net, task.name, settings)
+        norms = sum(p.numel() for path in find_norms(net.backbone, net.head_path) for p in _parameters(net, path))
+    total, head = sum(p.numel() for p in model.parameters() if p.requires_grad), counts["head"]
+    return model, model, {"deltas": total - norms - head, "norms": norms, "head": head, "total": total}
+
+
+def _parameters(net: AdaptedNetwork, path: str) -> Iterator[nn.Parameter]:
+    return net.backbone.get_submodule(path).parameters()
+
+
+def peer_network(net: AdaptedNetwork, name: str, settings: Train) -> nn.Module:
+    """A copy of the backbone with a task's head and the adapters of the peer that ``settings`` name.
+
+    Raises:
+        RecipeError: the config has no single rank.
+        MissingExtraError: the peer's library is not installed.
+    """
+    rank = net.config.rank
+    if not isinstance(rank, int):
+        raise RecipeError("a peer's adapters", [f"they have one rank, so adapt.rank has to be a whole number; got {rank!r}"])
+    return with_peer(settings.method, net.merged(name), rank, net.head_path, settings.peer)
+
+
+def headed(net: AdaptedNetwork, classes: int) -> nn.Module:
+    """A plain copy of the backbone with a fresh head; ``net`` has no task called "base"."""
+    net.add_task("base", fresh_head(net, classes))
+    return net.merged("base")
+
+
+def saved_network(net: AdaptedNetwork, path: Path, classes: int) -> nn.Module:
+    """The network that a training wrote: a task folder, or a checkpoint of the whole network.
+
+    Raises:
+        BackboneError: the checkpoint cannot be read, or does not fit.
+        TaskFileError, MismatchError: the task cannot be read, or is of another backbone.
+    """
+    if path.is_dir():
+        return net.merged(net.load_task(path).name)
+    model = headed(net, classes)
+    load_weights(model, path)
+    return model
 
 
 def fresh_head(net: AdaptedNetwork, classes: int) -> nn.Linear:
@@ -80,18 +135,18 @@ def fresh_head(net: AdaptedNetwork, classes: int) -> nn.Linear:
 
 def result(variant: str, net: AdaptedNetwork, name: str, settings: Train, seed: int, adapted: Adapted) -> Row:
     """A training as a row of `results.json`; the ratio is of the backbone without its own head."""
-    whole = settings.method == "full"
     config = net.config.to_dict()
     size = parameters_outside(net.backbone, net.head_path)
     return {
         "variant": variant,
         "task": name,
         "method": settings.method,
-        "decomposition": "full" if whole else config["decomposition"],
-        "rank": None if whole else config["rank"],
+        "decomposition": config["decomposition"] if settings.method == "adapt" else settings.method,
+        "rank": None if settings.method == "full" else config["rank"],
         "seed": seed,
         "epochs": settings.epochs,
         "metric": "accuracy",
+        "split": "holdout" if settings.holdout else "test",
         "value": adapted.fitted.accuracy,
         "loss": adapted.fitted.loss,
         "trainable_parameters": adapted.counts["total"],

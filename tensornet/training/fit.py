@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet.data.augment import centre_crop, normalised, random_crop, random_flip
+from tensornet.data.augment import centre_crop, normalised
 from tensornet.data.images import Images, ordered_loader, shuffled_loader
 from tensornet.errors import MissingExtraError, NonFiniteError, WriteError
+from tensornet.task import Task
+from tensornet.training.batches import as_trained, augmented
+from tensornet.training.optimizer import optimizer, schedule
 from tensornet.training.recipe import Input, Train
+from tensornet.training.statistics import batch_norms, estimate
 
 try:
     import lightning as L
@@ -45,31 +50,84 @@ class Classifier(L.LightningModule):
         trained: the part whose parameters are trained and whose state a checkpoint holds.
         settings, image: of the recipe.
         seed: of the augmentation.
+        teacher: a finished network, which the settings say to learn from.
     """
 
-    def __init__(self, network: nn.Module, trained: nn.Module, settings: Train, image: Input, seed: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        trained: nn.Module,
+        settings: Train,
+        image: Input,
+        seed: int,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.settings = settings
         self.image = image
         self.seed = seed
         self._trained = [trained]  # in a list: registered once, inside the network
+        self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
         self.strict_loading = False
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+        self._sums: dict[str, Tensor] = {}  # of averaged parameters; a copy of a peer's network would not be one of its own
+        self._summed = 0
         self._begun = time.perf_counter()
         self.register_buffer("mean", torch.tensor(image.mean), persistent=False)
         self.register_buffer("std", torch.tensor(image.std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(normalised(images, self.mean, self.std))  # type: ignore[arg-type]
+        logits: Tensor = self.network(self._seen(images))
         return logits
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Images as a network takes them: normalised, and with the channels last, which convolutions compute faster on."""
+        seen = normalised(images, self.mean, self.std)  # type: ignore[arg-type]
+        return seen.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
         generator = torch.Generator().manual_seed((self.seed * 100_003 + self.current_epoch) * 1_000_003 + index)
-        loss: Tensor = self.loss(self(augmented(images, self.settings, self.image, generator)), labels)
-        self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
+        images = augmented(images, self.settings, self.image, generator)
+        logits = self(images)
+        loss: Tensor = self.loss(logits, labels)
+        for teacher in self._teacher:
+            loss = self._distilled(loss, logits, images, teacher)
+        if self.settings.delta_decay and isinstance(self._trained[0], Task):
+            loss = loss + self.settings.delta_decay / 2 * self._trained[0].squared_norm()
+        self.log("loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
+
+    def _distilled(self, loss: Tensor, logits: Tensor, images: Tensor, teacher: nn.Module) -> Tensor:
+        how = self.settings.distill
+        assert how is not None
+        with torch.no_grad():
+            taught = teacher(self._seen(images))
+        student, taught = (F.log_softmax(own.float() / how.temperature, 1) for own in (logits, taught))
+        apart = F.kl_div(student, taught, reduction="batchmean", log_target=True)
+        return (1 - how.weight) * loss + how.weight * how.temperature**2 * apart
+
+    def on_fit_start(self) -> None:
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        share = self.settings.average
+        if not share or self.trainer.global_step <= (1 - share) * int(self.trainer.estimated_stepping_batches):
+            return
+        with torch.no_grad():
+            for name, parameter in self._trained[0].named_parameters():
+                if parameter.requires_grad:
+                    total = self._sums.setdefault(name, torch.zeros_like(parameter))
+                    total += parameter
+        self._summed += 1
+
+    def on_train_end(self) -> None:
+        if self._summed:
+            with torch.no_grad():
+                for name, total in self._sums.items():
+                    self._trained[0].get_parameter(name).copy_(total / self._summed)
 
     def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch
@@ -78,29 +136,22 @@ class Classifier(L.LightningModule):
         self.log("accuracy", accuracy, on_epoch=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        settings = self.settings
-        parameters = [p for p in self._trained[0].parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer
-        if settings.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        else:
-            decay, momentum = settings.weight_decay, settings.momentum
-            optimizer = torch.optim.SGD(
-                parameters, settings.lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
-            )
+        chosen = optimizer(self._trained[0], self.settings)
         steps = int(self.trainer.estimated_stepping_batches)
         return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": _schedule(optimizer, settings, steps), "interval": "step"},
+            "optimizer": chosen,
+            "lr_scheduler": {"scheduler": schedule(chosen, self.settings, steps), "interval": "step"},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self._trained[0].state_dict()
         checkpoint["seconds"] = self.seconds()
+        checkpoint["sums"], checkpoint["summed"] = self._sums, self._summed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._trained[0].load_state_dict(checkpoint["state_dict"])
         checkpoint["state_dict"] = {}
+        self._sums, self._summed = checkpoint["sums"], checkpoint["summed"]
         self._begun -= checkpoint["seconds"]
 
     def seconds(self) -> float:
@@ -117,6 +168,7 @@ def fit(
     image: Input,
     seed: int,
     *,
+    teacher: nn.Module | None = None,
     checkpoints: Path | None = None,
     progress: bool = True,
 ) -> Fitted:
@@ -127,6 +179,7 @@ def fit(
         train, test: the two splits.
         settings, image: of the recipe.
         seed: of the order of the images and of their augmentation.
+        teacher: a finished network that maps normalised images to logits, where the settings say to learn from one.
         checkpoints: a folder for the state after every epoch; a run that was killed goes on from there.
         progress: show a progress bar.
 
@@ -134,7 +187,7 @@ def fit(
         NonFiniteError: the training diverged to NaN or infinity.
         WriteError: a checkpoint cannot be written.
     """
-    module = Classifier(network, trained, settings, image, seed).train()
+    module = Classifier(network, trained, settings, image, seed, teacher).train()
     last = checkpoints / "last.ckpt" if checkpoints is not None else None
     callbacks: list[L.Callback] = []
     if checkpoints is not None:
@@ -165,6 +218,9 @@ def fit(
         loss = float(trainer.callback_metrics.get("loss", torch.tensor(float("nan"))))
         if any(not torch.isfinite(p).all() for p in trained.parameters()):
             raise NonFiniteError(f"the training diverged (loss {loss}); lower train.lr={settings.lr} or set train.clip")
+        if settings.statistics == "anew":
+            device = next(network.parameters()).device
+            estimate(batch_norms(trained), network, as_trained(train, settings, image, seed, device))
         accuracy = score(trainer, module, test, settings.batch_size)
     return Fitted(accuracy, seconds, loss)
 
@@ -176,15 +232,6 @@ def _intact(checkpoint: Path) -> bool:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-def augmented(images: Tensor, settings: Train, image: Input, generator: torch.Generator) -> Tensor:
-    """Images as training sees them, but for the normalisation."""
-    if settings.flip:
-        images = random_flip(images, generator)
-    if settings.pad or image.stored > image.size:
-        images = random_crop(images, image.size, settings.pad, generator)
-    return images
 
 
 def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 256, *, progress: bool = False) -> float:
@@ -201,17 +248,6 @@ def score(trainer: L.Trainer, module: Classifier, test: Images, batch_size: int)
     """The accuracy of a module on a test split."""
     (metrics,) = trainer.test(module, ordered_loader(test, batch_size), verbose=False)
     return float(metrics["accuracy"])
-
-
-def _schedule(optimizer: torch.optim.Optimizer, settings: Train, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    schedulers = torch.optim.lr_scheduler
-    if settings.schedule == "onecycle":
-        return schedulers.OneCycleLR(optimizer, settings.lr, total_steps=max(steps, 2))
-    if settings.schedule == "cosine":
-        return schedulers.CosineAnnealingLR(optimizer, max(steps, 1))
-    if settings.schedule == "step":
-        return schedulers.MultiStepLR(optimizer, [int(steps * m) for m in settings.milestones], gamma=0.1)
-    return schedulers.ConstantLR(optimizer, factor=1.0)
 
 
 class _quiet(warnings.catch_warnings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
-from tensornet.data.augment import normalised
-from tensornet.data.images import Images, check_readable, shuffled_loader
-from tensornet.data.sources import Split, read_domain
+from tensornet.data.images import Images, check_readable
+from tensornet.data.sources import Split, held_out, read_domain
 from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
-from tensornet.training.adapting import Row, fresh_head, result, train_task
-from tensornet.training.fit import augmented
+from tensornet.training.adapting import Row, result, saved_network, train_task
+from tensornet.training.batches import as_trained
+from tensornet.training.checks import try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.table import markdown, table
 
@@ -36,6 +34,7 @@ class Run:
     variant: str
     task: TaskEntry
     seed: int
+    teacher: Run | None = None
 
     @property
     def label(self) -> str:
@@ -52,13 +51,18 @@ class Run:
         """Of all settings that the result depends on."""
         settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"})
         settings["train"].pop("seeds")
-        text = json.dumps([settings, self.task.model_dump(mode="json"), self.seed], sort_keys=True)
+        parts = [settings, self.task.model_dump(mode="json"), self.seed]
+        text = json.dumps(parts if self.teacher is None else [*parts, self.teacher.digest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def folder(self, out: Path) -> Path:
         """Where the task is written: `tasks/` under the variant, under the seed where there are several."""
         seeds = self.recipe.train.seeds
         return out / self.variant / (f"seed-{self.seed}" if self.seed != seeds[0] else "") / "tasks" / self.task.name
+
+    def model_file(self, out: Path) -> Path:
+        """Where the network is written, if it is not a task of this project."""
+        return self.folder(out).parent.parent / "models" / f"{self.task.name}.safetensors"
 
 
 class Grid:
@@ -70,6 +74,7 @@ class Grid:
         out: the folder for results.
         only: names of tasks to run; all where it is empty.
         variants: names of variants to run; all where it is empty.
+        seeds: to run; all where it is empty.
 
     Raises:
         RecipeError: the backbone, the config or a task's data cannot be used: every problem is listed.
@@ -82,24 +87,36 @@ class Grid:
         out: Path,
         only: Sequence[str] = (),
         variants: Sequence[str] = (),
+        seeds: Sequence[int] = (),
     ) -> None:
         self.recipes = recipes
         self.data = data
         self.out = out
         self._splits: dict[TaskEntry, tuple[Split, Split]] = {}
-        self._images: tuple[tuple[TaskEntry, int], tuple[Images, Images]] | None = None
+        self._images: tuple[tuple[TaskEntry, int, float], tuple[Images, Images]] | None = None
         self.every = [
-            Run(recipe, variant, task, seed)
+            self._run(variant, task, seed)
             for variant, recipe in recipes.items()
             for seed in recipe.train.seeds
             for task in recipe.tasks
         ]
         self.runs = [
-            run for run in self.every if (not only or run.task.name in only) and (not variants or run.variant in variants)
+            run
+            for run in self.every
+            if (not only or run.task.name in only)
+            and (not variants or run.variant in variants)
+            and (not seeds or run.seed in seeds)
         ]
-        self._check(only, variants)
+        self._check(only, variants, seeds)
 
-    def _check(self, only: Sequence[str], variants: Sequence[str]) -> None:
+    def _run(self, variant: str, task: TaskEntry, seed: int) -> Run:
+        recipe = self.recipes[variant]
+        how = recipe.train.distill
+        teacher = None if how is None else self.recipes.get(how.teacher)
+        other = None if how is None or teacher is None else Run(teacher, how.teacher, task, seed)
+        return Run(recipe, variant, task, seed, other)
+
+    def _check(self, only: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> None:
         """Everything that can be known before the first training."""
         problems: list[str] = []
         known = {task.name for recipe in self.recipes.values() for task in recipe.tasks}
@@ -107,11 +124,14 @@ class Grid:
         problems += [
             f"there is no variant {name!r}. {near(name, self.recipes)}" for name in variants if name not in self.recipes
         ]
+        drawn = sorted({seed for recipe in self.recipes.values() for seed in recipe.train.seeds})
+        problems += [f"there is no seed {seed}; train.seeds has {drawn}" for seed in seeds if seed not in drawn]
         for variant, recipe in {run.variant: run.recipe for run in self.runs}.items():
             try:
-                _try(self.network(recipe), recipe)
+                try_image(self.network(recipe), recipe)
             except TensornetError as error:
                 problems.append(f"{f'variant {variant}: ' if variant else ''}{error}")
+            problems += [why] if (why := why_not_taught(variant, self.recipes)) is not None else []
         for entry in dict.fromkeys(run.task for run in self.runs):
             try:
                 self._splits[entry] = self._read(entry)
@@ -139,13 +159,9 @@ class Grid:
         """The train and the test split of a task."""
         return self._splits[task]
 
-    def inputs(self, run: Run, batches: int | None = None) -> Iterator[Tensor]:
-        """Training images of a run as its training saw them, normalised; every batch of an epoch, or the first ones."""
-        image, generator = run.recipe.input, torch.Generator().manual_seed(run.seed)
-        mean, std = torch.tensor(image.mean), torch.tensor(image.std)
-        loader = shuffled_loader(self.images(run)[0], run.recipe.train.batch_size, run.seed, 0)
-        for images, _ in itertools.islice(loader, batches):
-            yield normalised(augmented(images, run.recipe.train, image, generator), mean, std)
+    def inputs(self, run: Run) -> Iterator[Tensor]:
+        """An epoch of the training images of a run as its training saw them, normalised."""
+        return as_trained(self.images(run)[0], run.recipe.train, run.recipe.input, run.seed)
 
     def network(self, recipe: Recipe) -> AdaptedNetwork:
         """The backbone of a recipe, adapted, with no task yet."""
@@ -174,21 +190,40 @@ class Grid:
         checkpoints = self.out / "checkpoints" / run.place / run.digest
         name, settings = run.task.name, recipe.train
         adapted = train_task(
-            net, name, train, test, settings, recipe.input, run.seed, checkpoints=checkpoints, progress=progress
+            net,
+            name,
+            train,
+            test,
+            settings,
+            recipe.input,
+            run.seed,
+            teacher=self._teacher(run, progress),
+            checkpoints=checkpoints,
+            progress=progress,
         )
-        folder = run.folder(self.out)
-        if settings.method == "full":
-            path = folder.parent.parent / "models" / f"{name}.safetensors"
-            make_folder(path.parent)
-            state = adapted.model.state_dict()
-            write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
+        if settings.method == "adapt":
+            net.save_task(name, run.folder(self.out))
         else:
-            net.save_task(name, folder)
+            path = run.model_file(self.out)
+            make_folder(path.parent)
+            frozen = {k for k, v in adapted.model.named_parameters() if not v.requires_grad}
+            state = {k: v for k, v in adapted.model.state_dict().items() if k not in frozen}
+            write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
         row = result(run.variant, net, name, settings, run.seed, adapted) | {"digest": run.digest}
         make_folder(self._record(run).parent)
         write_file(self._record(run), json.dumps(row, indent=1) + "\n")
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
         return row
+
+    def _teacher(self, run: Run, progress: bool) -> nn.Module | None:
+        """The finished network that a run learns from; it is trained now where it is not done."""
+        other = run.teacher
+        if other is None:
+            return None
+        if self.finished(other) is None:
+            self.execute(other, progress)
+        path = other.folder(self.out) if other.recipe.train.method == "adapt" else other.model_file(self.out)
+        return saved_network(self.network(other.recipe), path, len(self._splits[run.task][0].classes))
 
     def results(self) -> list[Row]:
         """The results of all finished runs; also written to `results.json` and, as a table, to `results.md`."""
@@ -222,11 +257,13 @@ class Grid:
         return (self.out / "runs" / run.place).with_suffix(".json")
 
     def images(self, run: Run) -> tuple[Images, Images]:
-        """The images of a task; those of the last task are kept."""
-        key = (run.task, run.recipe.input.stored)
+        """What a run is trained and scored on; the images of the last task are kept."""
+        share = run.recipe.train.holdout
+        key = (run.task, run.recipe.input.stored, share)
         if self._images is None or self._images[0] != key:
-            train, test = self._splits[run.task]
-            self._images = (key, (Images(train, key[1]), Images(test, key[1])))
+            splits = self._splits[run.task]
+            train, scored = held_out(splits[0], share) if share else splits
+            self._images = (key, (Images(train, key[1]), Images(scored, key[1])))
         return self._images[1]
 
 
@@ -239,20 +276,3 @@ def _read(record: Path) -> Row | None:
         return row if isinstance(row["digest"], str) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(str(record), [f"it is not a result that 'tensornet train' wrote: {error}"]) from None
-
-
-def _try(net: AdaptedNetwork, recipe: Recipe) -> None:
-    """One image through the network, so that what cannot work is known before the first training."""
-    net.add_task("trial", fresh_head(net, 2))
-    net.set_task("trial")
-    try:
-        with torch.no_grad():
-            output = net.eval()(torch.zeros(1, 3, recipe.input.size, recipe.input.size))
-    except Exception as error:  # code of others: whatever it raises is the reason
-        size = recipe.input.size
-        raise RecipeError("this backbone", [f"it fails on an image of {size}×{size} pixels: {error}"]) from error
-    if not isinstance(output, torch.Tensor) or output.shape != (1, 2):
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise RecipeError(
-            "this backbone", [f"one image and a head of two classes should give the shape (1, 2); got {shape}"]
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 Table = tuple[list[str], list[list[str]]]
@@ -11,7 +11,10 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Accuracy in percent per task (mean over seeds), their mean, and parameters per task, their ratio and seconds."""
+    """Accuracy in percent per task (mean over seeds), their mean, and parameters per task, their ratio and seconds.
+
+    Behind the mean is its standard deviation over the seeds that have every task, where there are two or more.
+    """
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -23,13 +26,21 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             [
                 variant or _label(own[0]),
                 *(f"{mean(values):.1f}" if values else "…" for values in scores.values()),
-                f"{mean(found):.1f}" if whole else "…",
+                f"{mean(found):.1f}{_spread(own, len(tasks))}" if whole else "…",
                 f"{mean(row['trainable_parameters'] for row in own):,.0f}",
                 f"{100 * mean(row['ratio'] for row in own):.1f} %",
                 f"{sum(row['seconds'] for row in own):,.0f}",
             ]
         )
     return ["method", *tasks, "mean", "parameters per task", "of the backbone", "seconds"], lines
+
+
+def _spread(rows: Sequence[dict[str, Any]], tasks: int) -> str:
+    seeds: dict[int, list[float]] = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(100 * row["value"])
+    means = [mean(values) for values in seeds.values() if len(values) == tasks]
+    return f" ± {stdev(means):.1f}" if len(means) > 1 else ""
 
 
 def markdown(content: Table) -> str:

@@ -1,0 +1,56 @@
+"""What can be known of a run before the first training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tensornet.errors import RecipeError, near
+from tensornet.network import AdaptedNetwork
+from tensornet.training.adapting import fresh_head, peer_network
+from tensornet.training.recipe import Recipe
+
+
+def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:
+    """One image through a network without tasks, and through a peer's where the recipe trains that.
+
+    Raises:
+        RecipeError: it fails, or gives something else than logits.
+        MissingExtraError: the peer's library is not installed.
+    """
+    task = net.add_task("trial", fresh_head(net, 2))
+    net.set_task("trial")
+    train, size = recipe.train, recipe.input.size
+    peer = None if train.method in ("adapt", "full") else peer_network(net, task.name, train)
+    try:
+        with torch.no_grad():
+            output = (net if peer is None else peer).eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # code of others: whatever it raises is the reason
+        raise RecipeError("this backbone", [f"it fails on an image of {size}×{size} pixels: {error}"]) from error
+    if not isinstance(output, Tensor) or output.shape != (1, 2):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise RecipeError(
+            "this backbone", [f"one image and a head of two classes should give the shape (1, 2); got {shape}"]
+        )
+
+
+def why_not_taught(variant: str, recipes: Mapping[str, Recipe]) -> str | None:
+    """Why a variant cannot learn from the teacher that it names; None where it can, or names none."""
+    recipe = recipes[variant]
+    if recipe.train.distill is None:
+        return None
+    name = recipe.train.distill.teacher
+    where, teacher = f"variant {variant}: train.distill.teacher", recipes.get(name)
+    if teacher is None:
+        return f"{where}: there is no variant {name!r}. {near(name, recipes)}"
+    if teacher.train.distill is not None or teacher.train.method not in ("adapt", "full"):
+        return f"{where}: {name!r} has a teacher itself or is a peer's; choose a variant that adapts or is full"
+    if (teacher.backbone, teacher.input) != (recipe.backbone, recipe.input):
+        return f"{where}: {name!r} has another backbone or input"
+    if teacher.train.holdout != recipe.train.holdout:
+        return f"{where}: {name!r} holds out other images, so that one of the two has trained on what the other is scored on"
+    if not set(recipe.train.seeds) <= set(teacher.train.seeds) or not set(recipe.tasks) <= set(teacher.tasks):
+        return f"{where}: {name!r} lacks some of its tasks or seeds"
+    return None

@@ -1,0 +1,178 @@
+"""Recipes from files: read, changed by settings, and refused with every mistake and its line."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tensornet.config import read_layers
+from tensornet.errors import ConfigError, RecipeError, TensornetError, near
+from tensornet.names import check_task_name
+from tensornet.training.recipe import Backbone, Input, Recipe, TaskEntry, Train
+
+_FOLDERS = ("tasks", "models", "runs", "checkpoints")
+
+
+def shipped() -> list[str]:
+    """The names of the recipes in the package."""
+    return sorted(
+        f.name.removesuffix(".toml") for f in resources.files("tensornet.recipes").iterdir() if f.name.endswith(".toml")
+    )
+
+
+def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
+    """The recipe in a file, or one of the package by its name.
+
+    Args:
+        source: a path, or a name that `shipped` lists.
+        settings: changes `key=value`, dotted keys, values as in TOML; they also win over variants.
+
+    A path under `adapt.layers` begins at the recipe's folder, in ``settings`` at the working directory; what the plan says
+    becomes part of the recipe.
+
+    Returns:
+        One recipe per variant, under its name; under "" where there are none.
+
+    Raises:
+        RecipeError: it cannot be read, or has mistakes: every one is listed, with its line.
+    """
+    text = _text(source)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(source, [str(error)]) from None
+    lines = _lines(text)
+    variants = data.get("variants", {})
+    problems: list[str] = []
+    recipes: dict[str, Recipe] = {}
+    changes = _settings(settings, problems)
+    home = Path(source).parent if Path(source).suffix == ".toml" else Path()
+    for table in (data, *(variants.values() if isinstance(variants, dict) else ())):
+        _read_plan(table, home, problems)
+    for change in changes:
+        _read_plan(change, Path(), problems)
+    if not isinstance(variants, dict):
+        problems.append(f"{_at(lines, ('variants',), '')}variants: a table of variants was expected; got {variants!r}")
+    for name, change in variants.items() if isinstance(variants, dict) and variants else [("", {})]:
+        merged = copy.deepcopy({key: value for key, value in data.items() if key != "variants"})
+        if name:
+            try:
+                check_task_name(name)
+            except TensornetError as error:
+                problems.append(f"variants.{name}: {error}")
+            if name in _FOLDERS:
+                problems.append(f"variants.{name}: a run has a folder of that name; choose another")
+        for one in (change, *changes):
+            if isinstance(one, dict):
+                _overlay(merged, one)
+            else:
+                problems.append(f"variants.{name}: a table of changes was expected; got {one!r}")
+        try:
+            recipes[name] = Recipe.model_validate(merged)
+        except ValidationError as error:
+            problems += _sentences(error, lines, name)
+        except TensornetError as error:
+            problems.append(f"{_at(lines, ('adapt',), name)}adapt: {error}")
+    if problems:
+        raise RecipeError(f"recipe {source}", list(dict.fromkeys(problems)))
+    return recipes
+
+
+def _text(source: str) -> str:
+    path = Path(source)
+    if path.suffix != ".toml" and source in shipped():
+        return (resources.files("tensornet.recipes") / f"{source}.toml").read_text()
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"recipe {source}", [f"it cannot be read: {error}. The package has: {', '.join(shipped())}"]
+        ) from None
+
+
+def _settings(settings: Sequence[str], problems: list[str]) -> list[dict[str, Any]]:
+    changes = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        try:
+            if not equals:
+                raise tomllib.TOMLDecodeError
+            try:
+                changes.append(tomllib.loads(f"{key} = {value}"))
+            except tomllib.TOMLDecodeError:  # a bare word is meant as a string
+                changes.append(tomllib.loads(f"{key} = {value!r}"))
+        except tomllib.TOMLDecodeError:
+            problems.append(f"--set {setting!r}: expected key=value, such as train.epochs=3")
+    return changes
+
+
+class _Plan(dict[str, Any]):
+    """What a plan says: it takes the place of another plan, and is not mixed with it."""
+
+
+def _read_plan(table: object, folder: Path, problems: list[str]) -> None:
+    """Put what a plan says in place of its path, so that a run records the plan itself."""
+    adapt = table.get("adapt") if isinstance(table, dict) else None
+    if isinstance(adapt, dict) and isinstance(adapt.get("layers"), str):
+        try:
+            adapt["layers"] = _Plan(read_layers(folder / adapt["layers"]))
+        except ConfigError as error:
+            problems.append(f"adapt.{error}")
+            del adapt["layers"]
+
+
+def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(key), dict) and not isinstance(value, _Plan):
+            _overlay(below[key], value)
+        else:
+            below[key] = value
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line of every key, by its dotted path; entries of `[[tasks]]` are numbered."""
+    found: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*(\[\[?)\s*([\w.\" -]+?)\s*\]\]?", line)
+        key = re.match(r"\s*([\w.\"-]+)\s*=", line)
+        if header:
+            table = tuple(part.strip(' "') for part in header[2].split("."))
+            if header[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                table = (*table, str(counts[table]))
+            found[table] = number
+        elif key:
+            found[(*table, *(part.strip('"') for part in key[1].split(".")))] = number
+    return found
+
+
+def _at(lines: Mapping[tuple[str, ...], int], path: tuple[str, ...], variant: str) -> str:
+    for length in range(len(path), 0, -1):
+        for prefix in (("variants", variant), ()):
+            if (*prefix, *path[:length]) in lines:
+                return f"line {lines[(*prefix, *path[:length])]}: "
+    return ""
+
+
+def _sentences(error: ValidationError, lines: Mapping[tuple[str, ...], int], variant: str) -> list[str]:
+    sentences = []
+    for mistake in error.errors():
+        path = tuple(str(part) for part in mistake["loc"])
+        said = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            tables: dict[str, type[BaseModel]] = {"backbone": Backbone, "input": Input, "train": Train, "tasks": TaskEntry}
+            known = (tables[path[0]] if len(path) > 1 and path[0] in tables else Recipe).model_fields
+            said = f"unknown key. {near(path[-1], known, limit=20)}"
+        elif mistake["type"] != "missing" and not isinstance(mistake["input"], dict):
+            said += f"; got {mistake['input']!r}"
+        sentences.append(f"{_at(lines, path, variant)}{'.'.join(path)}: {said}")
+    return sentences

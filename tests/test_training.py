@@ -1,0 +1,338 @@
+"""What recipes can say of training, each beside what it should do."""
+
+import json
+import sys
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+import tensornet as tn
+from analysis.selection.setting import Setting
+from tensornet.data.sources import Split, held_out
+from tensornet.errors import DataError, RecipeError
+from tensornet.peers import PEERS, norms_and_head, with_peer
+from tensornet.training.adapting import train_task
+from tensornet.training.optimizer import groups
+from tensornet.training.reading import load_recipe
+from tensornet.training.recipe import Input, Train
+from tensornet.training.runs import Grid
+from tensornet.training.start import begin, expected_norm, probe, take_factors
+from tests.commands import ran, refused, tensornet
+from tests.toys import ResNet
+
+IMAGE = Input(size=12)
+
+
+def settings(**words):
+    return Train.model_validate({"epochs": 2, "batch_size": 8, "lr": 1e-2, "flip": False} | words)
+
+
+@pytest.fixture
+def net(data_root):
+    return tn.adapt(tn.load_backbone("hub:hub:tiny", root=data_root), tn.AdaptConfig("cp", rank=3))
+
+
+@pytest.fixture(scope="module")
+def images(data_root):
+    grid = Grid(load_recipe(str(data_root / "recipe.toml")), data_root, data_root / "unused")
+    return grid.images(grid.runs[0])
+
+
+def test_held_out_images_are_a_share_of_every_class_and_the_rest_is_trained_on():
+    labels = [i % 3 for i in range(30)]
+    split = Split("here", [bytes([i]) for i in range(30)], labels, ("a", "b", "c"))
+    rest, held = held_out(split, 0.2)
+    assert sorted([*rest.images, *held.images]) == list(split.images)
+    assert [held.labels.count(label) for label in range(3)] == [2, 2, 2]
+    assert all(
+        labels[image[0]] == label for part in (rest, held) for image, label in zip(part.images, part.labels, strict=True)
+    )
+    assert held_out(split, 0.2) == (rest, held)
+    with pytest.raises(DataError, match="leaves no image of 'a'"):
+        held_out(split, 0.99)
+    with pytest.raises(DataError, match="is none"):
+        held_out(split, 0.01)
+
+
+def test_a_run_with_a_holdout_never_sees_the_test_split(data_root, tmp_path):
+    recipes = load_recipe(str(data_root / "recipe.toml"), ["train.holdout=0.25"])
+    grid = Grid(recipes, data_root, tmp_path)
+    train, scored = grid.images(grid.runs[0])
+    assert (len(train), len(scored)) == (36, 12)
+    whole = grid.splits(grid.runs[0].task)[0]
+    assert set(train.split.images) | set(scored.split.images) == set(whole.images)
+    held = ("--set", "train.holdout=0.25", "--set", "train.epochs=1")
+    said = ran("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders", *held)
+    assert "Accuracy on holdout, percent" in said
+    assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["split"] == "holdout"
+
+
+def test_rates_reach_the_parameters_that_they_name(net):
+    task = net.add_task("a", nn.Linear(32, 2))
+    made = groups(task, settings(lr=0.5, rates={"zero": 4, "norms": 2, "head": 3}))
+    lr = {id(p): group["lr"] for group in made for p in group["params"]}
+    for name, parameter in task.named_parameters():
+        kind = name.partition(".")[0]
+        wanted = {"norms": 1.0, "head": 1.5}.get(kind, 0.5)
+        if kind == "deltas" and name.endswith(next(iter(task.tensors()))[1].zero):
+            wanted = 2.0
+        assert lr[id(parameter)] == wanted, name
+    assert [group["lr"] for group in groups(nn.Linear(2, 2), settings(lr=0.5, rates={"head": 3}))] == [0.5]
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+def test_rates_are_kept_by_the_schedule(schedule, net, images):
+    words = {"schedule": schedule, "rates": {"zero": 1e-9, "factors": 1e-9, "norms": 1e-9}}
+    moved, kept = (
+        train_task(net, name, *images, settings(**words, lr=lr), IMAGE, 0, progress=False).model[name]
+        for name, lr in (("moved", 1e-2), ("kept", 1e-12))
+    )
+    assert all(module.norm() < 1e-6 for _, module in moved.tensors())
+    assert not torch.allclose(moved.head.weight, kept.head.weight, atol=1e-3), "both heads start from the same seed"
+
+
+def test_a_probe_is_a_logistic_regression():
+    torch.manual_seed(0)
+    features = torch.randn(200, 4)
+    labels = (features[:, 1] > 0.3).long()
+    head = nn.Linear(4, 2)
+    probe(head, features, labels)
+    assert (head(features).argmax(1) == labels).float().mean() > 0.95
+    from sklearn.linear_model import LogisticRegression
+
+    peer = LogisticRegression(C=2 / (200 * 1e-3), tol=1e-8, max_iter=5000).fit(features, labels)
+    ours = (head.weight[1] - head.weight[0]).detach()
+    assert torch.allclose(ours / ours.norm(), torch.tensor(peer.coef_[0] / (peer.coef_**2).sum() ** 0.5).float(), atol=2e-3)
+
+
+def test_a_probed_head_is_better_than_a_random_one_before_any_step(net, images):
+    from tensornet.training.fit import evaluate
+
+    net.add_task("a", nn.Linear(32, 2))
+    net.set_task("a")
+    random = evaluate(net, images[0], IMAGE)
+    begin(net, "a", images[0], settings(head="probe"), IMAGE, 0)
+    assert evaluate(net, images[0], IMAGE) > max(random, 0.9)
+
+
+@pytest.mark.parametrize("start", ["backbone", "gradients"])
+@pytest.mark.parametrize("decomposition", ["cp", "tucker", "tt"])
+def test_a_start_leaves_deltas_at_zero_and_norms_as_expected(start, decomposition, net, images):
+    before = {k: v.clone() for k, v in net.backbone.state_dict().items()}
+    task = net.add_task("a", nn.Linear(32, 2), tn.AdaptConfig(decomposition, rank=3))
+    random = [f.clone() for _, module in task.tensors() for f in module.factors().values()]
+    net.set_task("a")
+    begin(net, "a", images[0], settings(start=start), IMAGE, 0)
+    for _, module in task.tensors():
+        assert module.norm() == 0
+        for name, factor in module.factors().items():
+            if name != module.zero:
+                assert torch.isclose(factor.norm(), torch.tensor(expected_norm(module, name)), rtol=1e-5)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(random, (f for _, m in task.tensors() for f in m.factors().values()), strict=True)
+    )
+    assert all(torch.equal(v, before[k]) for k, v in net.backbone.state_dict().items())
+
+
+def test_a_start_of_factors_is_nothing_to_a_whole_copy(net, images, monkeypatch):
+    monkeypatch.setattr("tensornet.training.start.take_factors", lambda *_: pytest.fail("there are no factors to train"))
+    net.add_task("a", nn.Linear(32, 2))
+    net.set_task("a")
+    begin(net, "a", images[0], settings(start="backbone", method="full"), IMAGE, 0)
+
+
+def test_factors_from_a_tensor_span_it(net):
+    """The first step along the factor that starts at zero goes where the tensor points."""
+    task = net.add_task("a", nn.Linear(32, 2), tn.AdaptConfig("cp", rank=1))
+    plan, module = next(task.tensors())
+    wanted = torch.einsum("or,ir,kr->oik", torch.randn(6, 1), torch.randn(3, 1), torch.randn(9, 1))
+    tensors = {p.fold.name: torch.randn(p.shape) for p, _ in task.tensors()} | {plan.fold.name: wanted}
+    take_factors(task, tensors, 0)
+    (module.to_tensor() * wanted).sum().backward()
+    with torch.no_grad():
+        module.get_parameter(module.zero).add_(module.get_parameter(module.zero).grad)
+    cosine = (module.to_tensor() * wanted).sum() / module.to_tensor().norm() / wanted.norm()
+    assert cosine > 0.999
+
+
+def test_the_squared_norm_is_that_of_the_deltas(net):
+    task = net.add_task("a", nn.Linear(32, 2), tn.AdaptConfig("cp", rank=3, scale=0.5))
+    with torch.no_grad():
+        for _, module in task.tensors():
+            module.get_parameter(module.zero).normal_()
+    dense = sum(task.delta(plan.fold.name).square().sum() for plan, _ in task.tensors())
+    assert torch.isclose(task.squared_norm(), dense)
+    task.squared_norm().backward()
+    grads = [p.grad.clone() for p in task.deltas.parameters()]
+    task.zero_grad()
+    sum(task.delta(plan.fold.name).square().sum() for plan, _ in task.tensors()).backward()
+    assert all(torch.allclose(a, b.grad, atol=1e-5) for a, b in zip(grads, task.deltas.parameters(), strict=True))
+
+
+def test_delta_decay_keeps_deltas_small(net, images):
+    norms = []
+    for i, decay in enumerate((0.0, 10.0)):
+        train_task(net, f"t{i}", *images, settings(epochs=4, delta_decay=decay), IMAGE, 0, progress=False)
+        norms.append(net[f"t{i}"].squared_norm().item())
+    assert norms[1] < norms[0] / 10
+
+
+def test_the_average_is_that_of_the_last_steps(net, images, monkeypatch):
+    from tensornet.training.fit import Classifier
+
+    seen = []
+    original = Classifier.on_train_batch_end
+
+    def watched(self, *args):
+        seen.append(self._trained[0].head.weight.detach().clone())
+        original(self, *args)
+
+    monkeypatch.setattr(Classifier, "on_train_batch_end", watched)
+    train_task(net, "a", *images, settings(average=0.5), IMAGE, 0, progress=False)
+    half = torch.stack(seen[len(seen) // 2 :])
+    assert torch.allclose(net["a"].head.weight, half.mean(0), atol=1e-6)
+    assert not torch.allclose(net["a"].head.weight, seen[-1], atol=1e-6)
+
+
+def test_statistics_anew_are_means_over_the_training_images(net, images):
+    words = {"statistics": "anew", "rates": {"zero": 1e-9, "factors": 1e-9, "norms": 1e-9, "head": 1e-9}, "batch_size": 48}
+    train_task(net, "a", *images, settings(**words), IMAGE, 0, progress=False)
+    norm = next(iter(net["a"].own_norms().values()))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGE.mean, IMAGE.std))
+    pixels = images[0].__getitems__(range(48))[0].float() / 255
+    first = net.backbone[0]._parameters["weight"]
+    wanted = nn.functional.conv2d((pixels - mean) / std, first, None, 2, 1).mean((0, 2, 3))
+    assert torch.allclose(norm.running_mean, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_peers_train_what_is_theirs_and_leave_the_rest(name):
+    backbone = ResNet().requires_grad_(True)
+    weights = [m.weight.detach().clone() for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    x = torch.randn(4, 3, 16, 16)
+    wanted = backbone.eval()(x)
+    model = with_peer(name, backbone, 2, "fc")
+    assert torch.allclose(model.eval()(x), wanted, atol=1e-5)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    shared = {id(p) for p in norms_and_head(ResNet(), "fc")}
+    assert len(trained) > len(shared)
+    model.train()
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    start = [p.detach().clone() for p in trained]
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert not any(torch.equal(p, before) for p, before in zip(trained, start, strict=True))
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert all(any(torch.equal(weight, p) for p in frozen) for weight in weights)
+
+
+def test_recipes_know_every_peer():
+    assert {"adapt", "full", *PEERS} == set(get_args(Train.model_fields["method"].annotation))
+
+
+def test_a_peer_from_the_command_line(data_root, tmp_path):
+    args = ("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders", "--json")
+    (row,) = json.loads(tensornet(*args, "--set", "train.method=peft-lora", "--set", "train.peer.use_rslora=true"))
+    assert row["value"] > 0.8
+    assert row["method"] == row["decomposition"] == "peft-lora"
+    counts = row["parameters"]
+    assert counts == {"deltas": 2 * (27 + 6) + 2 * (54 + 8), "norms": 28, "head": 66, "total": 284}
+    assert (tmp_path / "models/folders.safetensors").is_file()
+    recipes = load_recipe(
+        str(data_root / "recipe.toml"), ["train.method='peft-lora'", "adapt.decomposition='tucker'", "adapt.rank=[2,2,2]"]
+    )
+    with pytest.raises(RecipeError, match="have one rank"):
+        Grid(recipes, data_root, tmp_path / "other", ["folders"])
+
+
+def test_a_peer_that_is_not_installed_is_known_before_the_first_training(data_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    said = refused("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path / "out", "--set",
+                   "train.method=peft-lora")  # fmt: skip
+    assert "the peer peft-lora needs the extra 'bench'" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_has_means_over_seeds_and_their_spread():
+    from tensornet.training.table import table
+
+    common = {"decomposition": "cp", "rank": 1, "trainable_parameters": 10, "ratio": 0.1, "seconds": 1.0}
+    scores = {("a", 0): 0.5, ("b", 0): 0.7, ("a", 1): 0.6, ("b", 1): 0.8, ("a", 2): 0.7}
+    rows = [common | {"variant": "x", "task": t, "seed": s, "value": v} for (t, s), v in scores.items()]
+    rows += [common | {"variant": "y", "task": t, "seed": 0, "value": 0.5} for t in "ab"]
+    header, (x, y) = table(rows)
+    assert header[:4] == ["method", "a", "b", "mean"]
+    assert x[:4] == ["x", "60.0", "75.0", "67.5 ± 7.1"]  # of the seeds 0 and 1: 60 and 70
+    assert y[:4] == ["y", "50.0", "50.0", "50.0"]
+
+
+TAUGHT = """
+[variants.full]
+train = { method = "full", lr = 5e-3 }
+[variants.taught]
+train = { distill = { teacher = "full", weight = 1.0 } }
+"""
+
+
+def test_a_student_learns_from_another_variant_which_is_trained_first(data_root, tmp_path):
+    (tmp_path / "r.toml").write_text((data_root / "recipe.toml").read_text() + TAUGHT)
+    args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--task", "folders")
+    rows = json.loads(ran(*args, "--variant", "taught", "--json"))
+    assert [row["variant"] for row in rows] == ["full", "taught"]
+    assert rows[1]["value"] > 0.85
+    assert (tmp_path / "out/taught/tasks/folders/task.json").is_file()
+
+
+def test_what_a_student_learns_from_is_part_of_its_settings(data_root, tmp_path):
+    digests = []
+    for lr in ("5e-3", "6e-3"):
+        (tmp_path / "r.toml").write_text((data_root / "recipe.toml").read_text() + TAUGHT.replace("5e-3", lr))
+        grid = Grid(load_recipe(str(tmp_path / "r.toml")), data_root, tmp_path / "out", ["folders"], ["taught"])
+        digests.append(grid.runs[0].digest)
+    assert digests[0] != digests[1]
+    setting = Setting(str(tmp_path / "r.toml"), "taught", "folders", data_root, 8)
+    assert [len(x) for x in setting.inputs()] == [8]
+
+
+def test_what_is_learnt_is_the_teachers_not_the_labels(net, images):
+    """A teacher that swaps the classes makes a student that swaps them."""
+    from tensornet.training.fit import evaluate
+
+    class Swapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 10 * self.inner(x).flip(1)
+
+    taught = train_task(net, "teacher", *images, settings(epochs=6), IMAGE, 0, progress=False)
+    assert taught.fitted.accuracy > 0.85
+    how = settings(epochs=6, distill={"teacher": "any", "weight": 1.0})
+    teacher = Swapped(net.merged("teacher"))
+    student = train_task(net, "student", *images, how, IMAGE, 0, teacher=teacher, progress=False)
+    assert student.fitted.accuracy < 0.2
+    assert evaluate(teacher, images[1], IMAGE) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ("fulll", "Did you mean 'full'"),
+        ("taught", "has a teacher itself"),
+        ("lora", "or is a peer's"),
+        ("short", "lacks some"),
+        ("other", "holds out other"),
+    ],
+)
+def test_teachers_that_cannot_teach(teacher, words, data_root, tmp_path):
+    text = (data_root / "recipe.toml").read_text() + TAUGHT.replace('teacher = "full"', f'teacher = "{teacher}"')
+    text += "[variants.lora]\ntrain = { method = 'peft-lora' }\n[variants.short]\ntrain = { seeds = [1] }\n"
+    text += "[variants.other]\ntrain = { holdout = 0.25 }\n"
+    (tmp_path / "r.toml").write_text(text)
+    assert words in refused("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out")
