@@ -38,6 +38,7 @@ def run_commands(example):
         assert done.exit_code == 0, f"{line}\nexit code {done.exit_code}\n{done.output}\n{done.exception!r}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """The blocks of a page build on each other: where tests run in several processes, a page stays in one."""
     for item in items:

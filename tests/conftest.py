@@ -19,6 +19,7 @@ settings.register_profile("fast", max_examples=15, deadline=None, derandomize=Tr
 settings.load_profile("fast")
 torch.set_num_threads(1)  # the suite runs in one process per core, and so do the commands that it runs
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and a hub that cannot be reached is not asked again and again
 
 
 def pytest_addoption(parser):
