@@ -21,8 +21,8 @@ from tensornet.training.fit import fit
 from tensornet.training.recipe import Input, Train
 
 IMAGE = Input(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3))
-SOURCE = Train.model_validate({"epochs": 6, "lr": 1e-2, "flip": False, "pad": 2})
-TASK = Train.model_validate({"epochs": 10, "lr": 1e-2, "flip": False, "pad": 2})
+SOURCE = Train.model_validate({"epochs": 4, "lr": 1e-2, "flip": False, "pad": 2})
+TASK = Train.model_validate({"epochs": 8, "lr": 1e-2, "flip": False, "pad": 2})
 FULL = TASK.model_copy(update={"method": "full", "lr": 3e-3})
 
 KEPT = "FTN, CP rank 4"
