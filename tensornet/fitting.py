@@ -125,8 +125,9 @@ def fitted_task(
     norms = {}
     for path, tensors in file.norms.items():
         norms[path] = own_copy(backbone.get_submodule(path))
-        for key, tensor in norms[path].state_dict().items():
-            tensor.copy_(tensors[key])
+        for key, tensor in (*norms[path].named_parameters(), *norms[path].named_buffers()):
+            if key in tensors:  # a buffer may be one that no file holds
+                tensor.detach().copy_(tensors[key])
     own_head = _head(file, head, backbone, head_path)
     check_head(own_head, backbone, head_path)
     same = {plan.fold.name: plan for plan in known}

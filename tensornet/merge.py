@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tensornet.attach import Attached, detach
+from tensornet.lean import ordinary
 from tensornet.slots import Contents
 
 
@@ -38,7 +39,7 @@ def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
             layer.register_parameter(name, weights[id(weight)])
     for path, content in contents.items():
         if content.replacement is not None:
-            plain = _replaced(plain, path, copy.deepcopy(content.replacement))
+            plain = _replaced(plain, path, ordinary(copy.deepcopy(content.replacement)))
     return plain.requires_grad_(True)
 
 

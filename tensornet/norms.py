@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from tensornet.attach import Attached, detach
 from tensornet.config import AdaptConfig
+from tensornet.lean import Lean, lean_kind
 from tensornet.targets import check_patterns, matches
 
 _STATE = {*vars(nn.Module()), "_slot"}
@@ -60,11 +61,13 @@ def own_copy(norm: nn.Module) -> nn.Module:
 
 
 def _leaf_copy(norm: nn.Module) -> nn.Module:
-    """The same as a deep copy of a layer that holds tensors and numbers only, in a tenth of the time."""
-    kind = norm._base if isinstance(norm, Attached) else type(norm)
+    """The same as a deep copy of a layer that holds tensors and numbers only, in a tenth of the time, and leaner."""
+    kind = lean_kind(norm._base if isinstance(norm, Attached) else type(norm))  # type: ignore[arg-type]
     copied = kind.__new__(kind)
-    nn.Module.__init__(copied)
-    vars(copied).update((name, value) for name, value in vars(norm).items() if name not in _STATE)
+    Lean.__init__(copied)
+    for name, value in vars(norm).items():
+        if name not in _STATE:
+            object.__setattr__(copied, name, value)  # one by one, so that instances share the keys of their dicts
     for name, parameter in norm._parameters.items():
         copied.register_parameter(name, None if parameter is None else nn.Parameter(parameter.detach().clone()))
     for name, buffer in norm._buffers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,6 @@ class Task(nn.Module):
         self.norms = nn.ModuleDict({to_key(path): norm for path, norm in norms.items()})
         self.head = head
         self.head_path = head_path
-        self._contents = self._fixed_contents()
 
     def tensors(self) -> Iterator[tuple[TensorPlan, Decomposition]]:
         """Every decomposed tensor, in network order."""
@@ -94,9 +94,10 @@ class Task(nn.Module):
     def contents(self) -> dict[str, Content]:
         """What the task puts into the slots of the backbone, by module path."""
         if self.head is None or self.head_path is None:
-            return self._contents
-        return self._contents | {self.head_path: Content(replacement=self.head)}
+            return self._fixed_contents
+        return self._fixed_contents | {self.head_path: Content(replacement=self.head)}
 
+    @cached_property
     def _fixed_contents(self) -> dict[str, Content]:
         contents: dict[str, Content] = {}
         for plan, module in self.tensors():

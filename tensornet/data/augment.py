@@ -38,6 +38,23 @@ def random_crop(images: Tensor, size: int, pad: int, generator: torch.Generator)
     return chosen.permute(0, 3, 1, 2).contiguous()
 
 
+def mixed_pairs(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Every image mixed with another one of the batch: λ · x_i + (1 − λ) · x_j (mixup; Zhang et al., ICLR 2018, eq. 1).
+
+    Args:
+        images: shape (N, C, H, W), floats.
+        alpha: λ is drawn once, from Beta(alpha, alpha).
+        generator: on the CPU.
+
+    Returns:
+        The mixed images, the index j of each image's partner of shape (N,), and λ.
+    """
+    both = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
+    weight = float(both[0] / both.sum())
+    partners = torch.randperm(len(images), generator=generator).to(images.device)
+    return torch.lerp(images[partners], images, weight), partners, weight
+
+
 def centre_crop(images: Tensor, size: int) -> Tensor:
     """The middle square of ``size`` pixels of images of shape (N, C, H, W)."""
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2

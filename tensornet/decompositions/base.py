@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.decompositions.spectrum import Spectrum
 from tensornet.errors import NonFiniteError, RankError, ShapeError
+from tensornet.lean import Lean
 from tensornet.shapes import Rank, Shape, check_rank, check_shape, count
 
 Factors = Mapping[str, Tensor]
@@ -34,7 +35,7 @@ class Rung(NamedTuple):
     note: str = ""
 
 
-class Decomposition(nn.Module, ABC):
+class Decomposition(Lean, ABC):
     """A tensor of fixed shape, stored as factors; its parameters are the factors.
 
     A subclass states integers (`feasible_rank`, `factor_shapes`) and mathematics (`reconstruct`, `decompose`), each a

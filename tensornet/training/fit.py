@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet.data.augment import centre_crop, normalised
+from tensornet.data.augment import centre_crop, mixed_pairs, normalised
 from tensornet.data.images import Images, ordered_loader, shuffled_loader
 from tensornet.errors import MissingExtraError, NonFiniteError, WriteError
 from tensornet.task import Task
@@ -89,21 +89,26 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
         generator = torch.Generator().manual_seed((self.seed * 100_003 + self.current_epoch) * 1_000_003 + index)
-        images = augmented(images, self.settings, self.image, generator)
-        logits = self(images)
+        seen = self._seen(augmented(images, self.settings, self.image, generator))
+        partners, share = labels.new_empty(0), 1.0
+        if self.settings.mixup:
+            seen, partners, share = mixed_pairs(seen, self.settings.mixup, generator)
+        logits = self.network(seen)
         loss: Tensor = self.loss(logits, labels)
+        if self.settings.mixup:
+            loss = share * loss + (1 - share) * self.loss(logits, labels[partners])
         for teacher in self._teacher:
-            loss = self._distilled(loss, logits, images, teacher)
+            loss = self._distilled(loss, logits, seen, teacher)
         if self.settings.delta_decay and isinstance(self._trained[0], Task):
             loss = loss + self.settings.delta_decay / 2 * self._trained[0].squared_norm()
         self.log("loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
-    def _distilled(self, loss: Tensor, logits: Tensor, images: Tensor, teacher: nn.Module) -> Tensor:
+    def _distilled(self, loss: Tensor, logits: Tensor, seen: Tensor, teacher: nn.Module) -> Tensor:
         how = self.settings.distill
         assert how is not None
         with torch.no_grad():
-            taught = teacher(self._seen(images))
+            taught = teacher(seen)
         student, taught = (F.log_softmax(own.float() / how.temperature, 1) for own in (logits, taught))
         apart = F.kl_div(student, taught, reduction="batchmean", log_target=True)
         return (1 - how.weight) * loss + how.weight * how.temperature**2 * apart

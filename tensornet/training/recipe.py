@@ -97,6 +97,7 @@ class Train(_Table):
     statistics: Literal["running", "anew"] = "running"
     average: float = Field(0.0, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: NonNegativeFloat = 0.0
     clip: PositiveFloat | None = None
     flip: bool = True
     pad: NonNegativeInt = 0

@@ -25,6 +25,9 @@ from tensornet.training.checks import try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.table import markdown, table
 
+_REVISION = 2
+"""To be raised when a default of `[train]` changes: what was trained with the old one is not done again by itself."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -48,10 +51,10 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Of all settings that the result depends on."""
-        settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"})
-        settings["train"].pop("seeds")
-        parts = [settings, self.task.model_dump(mode="json"), self.seed]
+        """Of all settings that the result depends on; without those at their defaults, so that new keys change nothing."""
+        settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"}, exclude_defaults=True)
+        settings["train"].pop("seeds", None)
+        parts = [_REVISION, settings, self.task.model_dump(mode="json"), self.seed]
         text = json.dumps(parts if self.teacher is None else [*parts, self.teacher.digest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
