@@ -67,22 +67,25 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, where asked for, and of out, core and into, in their dtypes, from that of y."""
     parts = stored.to(x.dtype)
-    on_weight = wants_x and path.inputs == "weight"
     dense = path.factors == "weight"
-    full = (stored.added_to(weight, scale) if on_weight else weight).to(x.dtype)
-    gx, gw = operation.backward(g, x, full, (wants_x, dense)) if wants_x or dense else (None, None)
+    inside = None
     if dense:
-        assert gw is not None
-        gw, out, rows = gw.flatten(1), parts.out, parts.rows()
-        g_out, g_rows = gw @ rows.T, out.T @ gw
+        gw = operation.backward(g, x, weight.to(x.dtype), (False, True))[1].flatten(1)
+        g_out, g_rows = gw @ parts.rows().T, parts.out.T @ gw
         g_core, g_into = parts.rows_backward(scaled(g_rows, scale))
     else:
         flat = operation.flat(g)
         u = product(scaled(parts.out, scale).T, flat)
         inside = Inside(operation, parts, x)
         g_out = outer(inside.output, flat).T
-        g_core, g_into = inside.backward(u, gx if wants_x and path.inputs == "rank" else None)
+        g_core, g_into = inside.backward(u, wants_x and path.inputs == "rank")
     grads = [scaled(g_out, scale), g_core, g_into]
+    gx = None
+    if wants_x:  # last, so that it is still at hand for the layer before
+        full = stored.added_to(weight, scale) if path.inputs == "weight" else weight
+        gx = operation.backward(g, x, full.to(x.dtype), (True, False))[0]
+        if inside is not None and path.inputs == "rank":
+            inside.add_to(gx)
     return gx, *(None if grad is None else grad.to(f.dtype) for grad, f in zip(grads, stored, strict=True))  # type: ignore[union-attr]
 
 
@@ -131,31 +134,31 @@ class Inside:
         self.like = operation.core(x, parts.core)
         self.output = operation.flat(self.like)
 
-    def backward(self, u: Tensor, gx: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of core and into from that of z; what goes through the rank to the input is added to ``gx``.
-
-        Args:
-            u: gradient of z, flat.
-            gx: the gradient of the input so far; None where that is on the weight, or not asked for.
-        """
+    def backward(self, u: Tensor, wants_x: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of core and into from that of z, which is ``u``, flat; with ``wants_x``, `add_to` may follow."""
         operation, parts = self.operation, self.parts
         if isinstance(operation, Linear) or operation.pointwise:
-            if gx is not None:
-                add_product(operation, operation.seen(gx), self.rows.T, u)
+            self.v: Tensor | None = u
             return parts.rows_backward(outer(u, self.flat))
         assert parts.core is not None
-        wants = gx is not None or parts.into is not None
-        v, g_core = operation.core_backward(operation.unflat(u, self.like), self.z, parts.core, wants)
-        if v is None:
-            return g_core, None
+        wants = wants_x or parts.into is not None
+        self.v, g_core = operation.core_backward(operation.unflat(u, self.like), self.z, parts.core, wants)
         if parts.into is None:
-            if gx is not None:
-                gx += v
             return g_core, None
-        v = operation.flat(v)
-        if gx is not None:
-            add_product(operation, gx, parts.into.T, v)
-        return g_core, outer(v, self.flat)
+        assert self.v is not None
+        self.v = operation.flat(self.v)
+        return g_core, outer(self.v, self.flat)
+
+    def add_to(self, gx: Tensor) -> None:
+        """Add what goes through the rank to the gradient of the input."""
+        operation, parts = self.operation, self.parts
+        assert self.v is not None
+        if isinstance(operation, Linear) or operation.pointwise:
+            add_product(operation, operation.seen(gx), self.rows.T, self.v)
+        elif parts.into is None:
+            gx += self.v
+        else:
+            add_product(operation, gx, parts.into.T, self.v)
 
 
 def scaled(tensor: Tensor, scale: float) -> Tensor:
