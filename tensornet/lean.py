@@ -24,11 +24,23 @@ class Lean(nn.Module):
         for name, value in _REST.items():  # as nn.Module does
             object.__setattr__(self, name, {} if isinstance(value, dict) else value)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _COLLECTIONS:
-            object.__setattr__(self, name, _COLLECTIONS[name]())
-            return self.__dict__[name]
-        return super().__getattr__(name)
+
+class _Late:
+    """An attribute that a module gets when it is first asked for."""
+
+    def __init__(self, name: str, kind: type) -> None:
+        self.name = name
+        self.kind = kind
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        made = module.__dict__[self.name] = self.kind()
+        return made
+
+
+for _name, _kind in _COLLECTIONS.items():
+    setattr(Lean, _name, _Late(_name, _kind))
 
 
 class LeanKind(Lean):
