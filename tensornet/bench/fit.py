@@ -83,7 +83,7 @@ def _thin(device: str) -> Iterator[Case]:
     operation = _geometry(1)
     for (rows, size, into, _), rank in itertools.product(_maps(device), _RANKS):
         places = rows * size * size
-        flat = operation.flat(torch.randn(rows, into, size, size, device=device))
+        flat = operation.flat(torch.randn(rows, into, size, size, device=device), False)
         matrix, z = torch.randn(rank, into, device=device), torch.randn(flat.shape[0], rank, flat.shape[2], device=device)
         yield places * rank * into, places * (rank + into), [partial(product, matrix, flat), partial(outer, z, flat)]
 

@@ -40,7 +40,7 @@ class Branch:
             return self.delta.scale * F.linear(F.embedding(x, parts.out), parts.rows().T)
         batched = self.operation.batched(x)
         inside = Inside(self.operation, parts, self.operation.padded(batched))
-        y = self.operation.unflat(product(parts.out, inside.output), inside.like)
+        y = self.operation.unflat(product(parts.out, inside.output), inside.like, inside.last)
         return self.delta.scale * (y if batched is x else y.squeeze(0))
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
@@ -52,7 +52,7 @@ class Branch:
         parts = self.delta.bottleneck()
         assert parts is not None
         inside = Inside(operation, parts, operation.padded(x))
-        add_product(operation, y, scaled(parts.out, self.delta.scale), inside.output)
+        add_product(operation, y, scaled(parts.out, self.delta.scale), inside.output, inside.last)
 
     def takes(self, layer: nn.Module, x: Any) -> bool:
         """Whether `step` can compute this call: a batch for a frozen layer, in its dtype, under plain autograd."""

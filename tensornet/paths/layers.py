@@ -1,7 +1,8 @@
 """A stock layer without its weight, as the products that a low-rank delta needs.
 
 A tensor of the batch is seen as (N, C, P): rows, channels, places. Where rows have few places, as on the last maps of a
-convolutional network or in a linear layer, all places of the batch are one row: one large product is faster than many small.
+convolutional network, or where the channels lie next to each other in memory, as in a linear layer and in images with the
+channels last, all places of the batch are one row: one large product is faster than many small.
 """
 
 from __future__ import annotations
@@ -66,13 +67,20 @@ class Convolution:
             return x
         return x[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
 
-    def flat(self, x: Tensor) -> Tensor:
+    def channels_last(self, x: Tensor) -> bool:
+        return x.stride(1) == 1 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+    def flat(self, x: Tensor, last: bool) -> Tensor:
+        if last:
+            return x.movedim(1, -1).reshape(1, -1, x.shape[1]).transpose(1, 2)
         places = x.shape[2:].numel()
         if places > _FEW_PLACES or x.shape[0] == 1:
             return x.flatten(2)
         return x.transpose(0, 1).reshape(1, x.shape[1], -1)
 
-    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
+    def unflat(self, flat: Tensor, like: Tensor, last: bool) -> Tensor:
+        if last:
+            return flat.squeeze(0).T.reshape(like.shape[0], *like.shape[2:], -1).movedim(-1, 1)
         if flat.shape[0] == like.shape[0]:
             return flat.view(*flat.shape[:2], *like.shape[2:])
         return flat.view(flat.shape[1], like.shape[0], *like.shape[2:]).transpose(0, 1)
@@ -124,11 +132,18 @@ class Linear:
         """The places of the input that a pointwise layer looks at; a view."""
         return x
 
-    def flat(self, x: Tensor) -> Tensor:
-        """A tensor of the batch as (N, C, P), or all of its places as one row; a view where that is possible."""
+    def channels_last(self, x: Tensor) -> bool:
+        """Whether the channels of a place lie next to each other in memory."""
+        return True
+
+    def flat(self, x: Tensor, last: bool) -> Tensor:
+        """A tensor of the batch as (N, C, P), or all of its places as one row; a view where that is possible.
+
+        Tensors of one call that meet in a product have to be seen alike, so ``last`` says it of all: see `channels_last`.
+        """
         return x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
 
-    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
+    def unflat(self, flat: Tensor, like: Tensor, last: bool) -> Tensor:
         """A flat tensor with the rows and places of ``like``; a view."""
         return flat.squeeze(0).T.reshape(*like.shape[:-1], -1)
 
@@ -171,20 +186,25 @@ def _laid_out(z: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(matrix: Tensor, flat: Tensor) -> Tensor:
-    """Σ_c matrix[q, c] · flat[n, c, p]: shape (N, Q, P)."""
+    """Σ_c matrix[q, c] · flat[n, c, p]: shape (N, Q, P), laid out as ``flat``."""
+    if flat.shape[0] == 1 and flat.stride(1) == 1:
+        return (flat[0].T @ matrix.contiguous().T).T.unsqueeze(0)
     return torch.bmm(matrix.expand(flat.shape[0], *matrix.shape), flat)
 
 
-def add_product(operation: Operation, y: Tensor, matrix: Tensor, thin: Tensor) -> None:
+def add_product(operation: Operation, y: Tensor, matrix: Tensor, thin: Tensor, last: bool) -> None:
     """Add matrix · thin to ``y``, a tensor with as many rows and places as ``thin``, in place."""
-    flat = operation.flat(y)
-    if flat.data_ptr() == y.data_ptr():
-        flat.baddbmm_(matrix.expand(flat.shape[0], *matrix.shape), thin)
+    flat = operation.flat(y, last)
+    if flat.data_ptr() != y.data_ptr():
+        y += operation.unflat(product(matrix, thin), y, last)
+    elif last:
+        flat[0].T.addmm_(thin[0].T, matrix.T)
     else:
-        y += operation.unflat(product(matrix, thin), y)
+        flat.baddbmm_(matrix.expand(flat.shape[0], *matrix.shape), thin)
 
 
 def outer(thin: Tensor, flat: Tensor) -> Tensor:
     """Σ_n Σ_p thin[n, q, p] · flat[n, c, p]: shape (Q, C). With the thin one first, the product takes half the time."""
-    products = torch.bmm(thin, flat.transpose(1, 2))
-    return products.squeeze(0) if products.shape[0] == 1 else products.sum(0)
+    if thin.shape[0] == 1:
+        return thin[0] @ flat[0].T
+    return torch.bmm(thin, flat.transpose(1, 2)).sum(0)

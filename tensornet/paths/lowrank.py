@@ -58,7 +58,8 @@ def output(
         return operation.apply(x, parts.added_to(weight, scale).to(x.dtype), bias)
     parts = parts.to(x.dtype)
     y = operation.apply(x, weight.to(x.dtype), bias)
-    add_product(operation, y, scaled(parts.out, scale), Inside(operation, parts, x).output)
+    inside = Inside(operation, parts, x)
+    add_product(operation, y, scaled(parts.out, scale), inside.output, inside.last)
     return y
 
 
@@ -74,9 +75,9 @@ def gradients(
         g_out, g_rows = gw @ parts.rows().T, parts.out.T @ gw
         g_core, g_into = parts.rows_backward(scaled(g_rows, scale))
     else:
-        flat = operation.flat(g)
-        u = product(scaled(parts.out, scale).T, flat)
         inside = Inside(operation, parts, x)
+        flat = operation.flat(g, inside.last)
+        u = product(scaled(parts.out, scale).T, flat)
         g_out = outer(inside.output, flat).T
         g_core, g_into = inside.backward(u, wants_x and path.inputs == "rank")
     grads = [scaled(g_out, scale), g_core, g_into]
@@ -113,6 +114,7 @@ class Inside:
         x: the layer's input, padded.
 
     Attributes:
+        last: whether the input has its channels last.
         output: z, flat: shape (N, Q, P).
         like: a tensor with the rows and places of the output.
     """
@@ -120,19 +122,20 @@ class Inside:
     def __init__(self, operation: Operation, parts: Bottleneck, x: Tensor) -> None:
         self.operation = operation
         self.parts = parts
+        self.last = last = operation.channels_last(x)
         if isinstance(operation, Linear) or operation.pointwise:
             self.rows = parts.rows()
             self.like = operation.seen(x)
-            self.flat = operation.flat(self.like)
+            self.flat = operation.flat(self.like, last)
             self.output = product(self.rows, self.flat)
             return
         assert parts.core is not None
         if parts.into is not None:
-            self.flat = operation.flat(x)
-            x = operation.unflat(product(parts.into, self.flat), x)
+            self.flat = operation.flat(x, last)
+            x = operation.unflat(product(parts.into, self.flat), x, last)
         self.z = x
         self.like = operation.core(x, parts.core)
-        self.output = operation.flat(self.like)
+        self.output = operation.flat(self.like, last)
 
     def backward(self, u: Tensor, wants_x: bool) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of core and into from that of z, which is ``u``, flat; with ``wants_x``, `add_to` may follow."""
@@ -142,11 +145,11 @@ class Inside:
             return parts.rows_backward(outer(u, self.flat))
         assert parts.core is not None
         wants = wants_x or parts.into is not None
-        self.v, g_core = operation.core_backward(operation.unflat(u, self.like), self.z, parts.core, wants)
+        self.v, g_core = operation.core_backward(operation.unflat(u, self.like, self.last), self.z, parts.core, wants)
         if parts.into is None:
             return g_core, None
         assert self.v is not None
-        self.v = operation.flat(self.v)
+        self.v = operation.flat(self.v, self.last)
         return g_core, outer(self.v, self.flat)
 
     def add_to(self, gx: Tensor) -> None:
@@ -154,11 +157,11 @@ class Inside:
         operation, parts = self.operation, self.parts
         assert self.v is not None
         if isinstance(operation, Linear) or operation.pointwise:
-            add_product(operation, operation.seen(gx), self.rows.T, self.v)
+            add_product(operation, operation.seen(gx), self.rows.T, self.v, self.last)
         elif parts.into is None:
             gx += self.v
         else:
-            add_product(operation, gx, parts.into.T, self.v)
+            add_product(operation, gx, parts.into.T, self.v, self.last)
 
 
 def scaled(tensor: Tensor, scale: float) -> Tensor:

@@ -63,7 +63,7 @@ def train_task(
     L.seed_everything(seed, verbose=False)
     task = net.add_task(name, fresh_head(net, len(train.split.classes)))
     net.set_task(name)
-    begin(net, name, train, settings, image, seed)
+    begin(net, name, train, settings, image, seed, teacher)
     model, trained, counts = _trained(net, task, settings)
     fitted = fit(
         model, trained, train, test, settings, image, seed, teacher=teacher, checkpoints=checkpoints, progress=progress

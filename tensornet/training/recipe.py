@@ -88,7 +88,7 @@ class Train(_Table):
     lr: PositiveFloat
     rates: Rates = Rates()
     head: Literal["random", "probe"] = "random"
-    start: Literal["random", "backbone", "gradients"] = "random"
+    start: Literal["random", "backbone", "gradients", "teacher"] = "random"
     weight_decay: NonNegativeFloat = 0.0
     delta_decay: NonNegativeFloat = 0.0
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -107,6 +107,12 @@ class Train(_Table):
     holdout: float = Field(0.0, ge=0, lt=1)
     distill: Distill | None = None
     peer: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _has_the_teacher_it_starts_from(self) -> Train:
+        if self.start == "teacher" and (self.distill is None or self.method != "adapt"):
+            raise ValueError('start = "teacher" needs train.distill.teacher and the method "adapt"')
+        return self
 
 
 class TaskEntry(_Table):

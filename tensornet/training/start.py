@@ -1,4 +1,4 @@
-"""Where a training starts: the head as a linear probe, and the factors from the backbone or from first gradients."""
+"""Where a training starts: the head as a linear probe; the factors from the backbone, from first gradients, or a teacher."""
 
 from __future__ import annotations
 
@@ -25,8 +25,16 @@ RIDGE = 1e-3
 """Half of this times the squared weights is added to the probe's loss."""
 
 
-def begin(net: AdaptedNetwork, name: str, train: Images, settings: Train, image: Input, seed: int) -> None:
-    """Bring a new task to where its training starts; its deltas stay exactly zero.
+def begin(
+    net: AdaptedNetwork,
+    name: str,
+    train: Images,
+    settings: Train,
+    image: Input,
+    seed: int,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Bring a new task to where its training starts; its deltas stay exactly zero, unless it starts from a teacher.
 
     Args:
         net: the task is set in it.
@@ -35,8 +43,13 @@ def begin(net: AdaptedNetwork, name: str, train: Images, settings: Train, image:
         settings: `head` and `start` are read.
         image: of the recipe.
         seed: of the order of the images and of the decompositions.
+        teacher: a plain copy of the backbone that was trained on the task, where `start` says "teacher".
     """
     task = net[name]
+    if settings.start == "teacher":
+        assert teacher is not None
+        take_teacher(net, task, teacher, seed)
+        return
     if settings.head == "probe":
         assert isinstance(task.head, nn.Linear)
         features, labels = head_inputs(net, task.head, train, image)
@@ -106,6 +119,31 @@ def take_factors(task: Task, tensors: Mapping[str, Tensor], seed: int) -> None:
                 norm = found.factors()[name].norm()
                 if name != module.zero and norm > 0:
                     factor.copy_(found.factors()[name] * (expected_norm(module, name) / norm))
+
+
+def take_teacher(net: AdaptedNetwork, task: Task, teacher: nn.Module, seed: int) -> None:
+    """Deltas as close to those of the ``teacher`` as their ranks allow, and its norm layers and head."""
+    deltas = {}
+    for plan, _ in task.tensors():
+        for target in (member.target for member in plan.fold.members):
+            weight = net.backbone.get_submodule(target.module)._parameters[target.parameter]
+            assert weight is not None
+            tuned = teacher.get_parameter(f"{target.module}.{target.parameter}").to(weight)
+            deltas[target.name] = (tuned - weight).detach() / plan.scale
+    for plan, module in task.tensors():
+        found = plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed).factors()
+        with torch.no_grad():
+            for name, factor in module.factors().items():
+                norm = found[name].norm()
+                if name != module.zero and norm > 0:  # a tensor stays what it is where its factors share it in another way
+                    ratio = expected_norm(module, name) / norm
+                    found[module.zero] = found[module.zero] / ratio
+                    factor.copy_(found[name] * ratio)
+            module.factors()[module.zero].copy_(found[module.zero])
+    for path, norm in task.own_norms().items():
+        norm.load_state_dict(teacher.get_submodule(path).state_dict())
+    if task.head is not None and task.head_path is not None:
+        task.head.load_state_dict(teacher.get_submodule(task.head_path).state_dict())
 
 
 def expected_norm(module: Decomposition, name: str) -> float:
