@@ -19,6 +19,7 @@ from tensornet.commands.inspect import inspect
 from tensornet.commands.merge import merge
 from tensornet.commands.train import train
 from tensornet.errors import TensornetError
+from tensornet.heap import keep_freed_memory
 
 app = typer.Typer(
     help="One frozen backbone, many tasks: low-rank tensor deltas for PyTorch networks.",
@@ -69,6 +70,7 @@ for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point:
 
 def main() -> None:
     """Run the command line: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
+    keep_freed_memory()
     app()
 
 
