@@ -10,6 +10,7 @@ from torch import nn
 
 import tensornet as tn
 from analysis.selection.setting import Setting
+from tensornet.data.augment import mixed_pairs
 from tensornet.data.sources import Split, held_out
 from tensornet.errors import DataError, RecipeError
 from tensornet.peers import PEERS, norms_and_head, with_peer
@@ -318,6 +319,61 @@ def test_what_is_learnt_is_the_teachers_not_the_labels(net, images):
     student = train_task(net, "student", *images, how, IMAGE, 0, teacher=teacher, progress=False)
     assert student.fitted.accuracy < 0.2
     assert evaluate(teacher, images[1], IMAGE) < 0.2
+
+
+@pytest.mark.parametrize("decomposition", ["cp", "tucker", "tt"])
+def test_a_start_from_a_teacher_is_the_teacher_at_full_rank(decomposition, net, images):
+    teacher = train_task(net, "teacher", *images, settings(method="full"), IMAGE, 0, progress=False).model
+    rank = 64 if decomposition != "cp" else 8 * 6  # what reproduces any tensor of these shapes
+    task = net.add_task("student", nn.Linear(32, 2), tn.AdaptConfig(decomposition, rank=rank, scale=0.5))
+    net.set_task("student")
+    how = settings(start="teacher", distill={"teacher": "any"})
+    begin(net, "student", images[0], how, IMAGE, 0, teacher)
+    x = torch.randn(4, 3, 12, 12)
+    with torch.no_grad():
+        assert torch.allclose(net.eval()(x), teacher.eval()(x), atol=1e-3)
+    for _, module in task.tensors():
+        for name, factor in module.factors().items():
+            if name != module.zero:
+                assert torch.isclose(factor.norm(), torch.tensor(expected_norm(module, name)), rtol=1e-3)
+
+
+def test_a_start_from_a_teacher_needs_one():
+    with pytest.raises(ValueError, match=r"needs train\.distill\.teacher"):
+        settings(start="teacher")
+    with pytest.raises(ValueError, match='and the method "adapt"'):
+        settings(start="teacher", method="full", distill={"teacher": "any"})
+
+
+def test_mixed_pairs_are_between_an_image_and_its_partner():
+    images = torch.randn(6, 3, 4, 4)
+    generator = torch.Generator().manual_seed(3)
+    mixed, partners, share = mixed_pairs(images, 0.7, generator)
+    assert sorted(partners.tolist()) == list(range(6))
+    assert 0 < share < 1
+    assert torch.allclose(mixed, share * images + (1 - share) * images[partners], atol=1e-6)
+    shares = torch.tensor([mixed_pairs(images, 0.7, generator)[2] for _ in range(2000)])
+    assert abs(shares.mean() - 0.5) < 0.02
+    assert abs(shares.var() - 1 / (4 * (2 * 0.7 + 1))) < 0.01  # of Beta(a, a)
+
+
+def test_mixed_labels_count_by_their_shares(net, images, monkeypatch):
+    """With every share at zero, what is learnt is the partner's label for the partner's image."""
+    monkeypatch.setattr(
+        "tensornet.training.fit.mixed_pairs",
+        lambda images, alpha, generator: (images.flip(0), torch.arange(len(images)).flip(0), 0.0),
+    )
+    done = train_task(net, "a", *images, settings(epochs=6, mixup=1.0), IMAGE, 0, progress=False)
+    assert done.fitted.accuracy > 0.85
+
+
+def test_keys_at_their_defaults_are_no_other_settings(data_root, tmp_path):
+    def digest(*changes):
+        grid = Grid(load_recipe(str(data_root / "recipe.toml"), changes), data_root, tmp_path, ["folders"])
+        return grid.runs[0].digest
+
+    assert digest() == digest("train.mixup=0.0", "train.seeds=[0]")
+    assert digest() != digest("train.mixup=0.5")
 
 
 @pytest.mark.parametrize(
