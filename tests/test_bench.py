@@ -153,3 +153,14 @@ def test_contenders_take_turns():
     assert "".join(order) == "ab" + "ab" * 3
     assert [len(own) for own in taken.values()] == [3, 3]
     assert ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == 2.0
+
+
+def test_a_set_up_with_the_channels_last_has_them_last_throughout():
+    setup = SETUPS["resnet50-224-last"]
+    images, weight = (
+        setup.inputs(2, size=8),
+        setup.build(None).get_parameter("model.resnet.embedder.embedder.convolution.weight"),
+    )
+    for tensor in (images, weight):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()

@@ -26,6 +26,7 @@ class Setup:
         rows: of a batch.
         size: pixels of a side of an image, or tokens of a text.
         tokens: the size of the vocabulary; None for images.
+        layout: of the images; that of the weights is up to ``build``.
     """
 
     name: str
@@ -33,13 +34,14 @@ class Setup:
     rows: int
     size: int
     tokens: int | None = None
+    layout: torch.memory_format = torch.contiguous_format
 
     def inputs(self, rows: int, device: str = "cpu", size: int | None = None) -> Tensor:
         """A batch of (rows, 3, size, size) images or (rows, size) tokens."""
         size = size or self.size
         if self.tokens is not None:
             return torch.randint(self.tokens, (rows, size), device=device)
-        return torch.randn(rows, 3, size, size, device=device)
+        return torch.randn(rows, 3, size, size, device=device).contiguous(memory_format=self.layout)
 
 
 class Logits(nn.Module):
@@ -75,6 +77,10 @@ def _hub(entry: str) -> Callable[[Path | None], nn.Module]:
     return build
 
 
+def _channels_last(build: Callable[[Path | None], nn.Module]) -> Callable[[Path | None], nn.Module]:
+    return lambda data: build(data).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 _RESNET50 = _transformers("ResNetForImageClassification", "ResNetConfig")
 _TINY = _transformers(
     "ResNetForImageClassification",
@@ -100,13 +106,14 @@ SETUPS = {
     for setup in (
         Setup("resnet50-64", _RESNET50, 16, 64),
         Setup("resnet50-224", _RESNET50, 4, 224),
+        Setup("resnet50-224-last", _channels_last(_RESNET50), 4, 224, layout=torch.channels_last),
         Setup("mobilenet-128", _hub("mobilenet_v2_035"), 32, 128),
         Setup("vit-224", _VIT, 4, 224),
         Setup("minilm-128", _MINILM, 8, 128, tokens=30522),
         Setup("tiny", _TINY, 8, 32),
     )
 }
-DEFAULT = ("resnet50-64", "resnet50-224", "mobilenet-128", "vit-224", "minilm-128")
+DEFAULT = ("resnet50-64", "resnet50-224", "resnet50-224-last", "mobilenet-128", "vit-224", "minilm-128")
 
 
 def find_setup(name: str) -> Setup:

@@ -12,7 +12,10 @@ from rich.console import Console
 
 from tensornet.commands.output import Json, print_json, print_table
 
-_SETUP = "Set-up: resnet50-64, resnet50-224, mobilenet-128 (needs --data), vit-224, minilm-128, tiny. May be repeated."
+_SETUP = (
+    "Set-up: resnet50-64, resnet50-224, resnet50-224-last (channels last), mobilenet-128 (needs --data), vit-224, "
+    "minilm-128, tiny. May be repeated."
+)
 _MEASURE = (
     "Measure: training, inference, operations, mixed, prefix, tasks, memory, compiled, rank, size, number. May be repeated."
 )
