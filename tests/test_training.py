@@ -1,6 +1,7 @@
 """What recipes can say of training, each beside what it should do."""
 
 import json
+import shutil
 import sys
 from typing import get_args
 
@@ -287,6 +288,11 @@ def test_a_student_learns_from_another_variant_which_is_trained_first(data_root,
     assert [row["variant"] for row in rows] == ["full", "taught"]
     assert rows[1]["value"] > 0.85
     assert (tmp_path / "out/taught/tasks/folders/task.json").is_file()
+    # of a grid that goes on from its results alone, the teacher is trained again
+    shutil.rmtree(tmp_path / "out/full")
+    (tmp_path / "out/runs/taught/folders/seed-0.json").unlink()
+    again = json.loads(ran(*args, "--variant", "taught", "--json"))
+    assert [row["value"] for row in again] == [row["value"] for row in rows]
 
 
 def test_what_a_student_learns_from_is_part_of_its_settings(data_root, tmp_path):

@@ -219,13 +219,13 @@ class Grid:
         return row
 
     def _teacher(self, run: Run, progress: bool) -> nn.Module | None:
-        """The finished network that a run learns from; it is trained now where it is not done."""
+        """The finished network that a run learns from; it is trained now where it is not done, or was not kept."""
         other = run.teacher
         if other is None:
             return None
-        if self.finished(other) is None:
-            self.execute(other, progress)
         path = other.folder(self.out) if other.recipe.train.method == "adapt" else other.model_file(self.out)
+        if self.finished(other) is None or not path.exists():
+            self.execute(other, progress)
         return saved_network(self.network(other.recipe), path, len(self._splits[run.task][0].classes))
 
     def results(self) -> list[Row]:
