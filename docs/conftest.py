@@ -38,14 +38,6 @@ def run_commands(example):
         assert done.exit_code == 0, f"{line}\nexit code {done.exit_code}\n{done.output}\n{done.exception!r}"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """The blocks of a page build on each other: where tests run in several processes, a page stays in one."""
-    for item in items:
-        if item.path.suffix == ".md":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 def setup(namespace):
     namespace["_before"] = Path.cwd()
     namespace["_folder"] = tempfile.TemporaryDirectory()

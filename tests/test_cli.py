@@ -270,7 +270,14 @@ def test_norms(trained_run, tmp_path):
 
 
 def test_shipped_recipes_are_valid():
-    assert shipped() == ["domainnet", "imagenet-to-sketch", "mobilenet-domains", "resnet20-domains", "resnet20-peers"]
+    assert shipped() == [
+        "domainnet",
+        "imagenet-to-sketch",
+        "mobilenet-domains",
+        "mobilenet-peers",
+        "resnet20-domains",
+        "resnet20-peers",
+    ]
     for name in shipped():
         assert load_recipe(name)
     with pytest.raises(RecipeError, match="The package has: domainnet"):

@@ -13,8 +13,6 @@ from analysis.report.contents import contents
 from tensornet.errors import ConfigError, RecipeError, WriteError
 from tests.commands import ran, refused
 
-pytestmark = pytest.mark.xdist_group("report")  # one page and one browser for all of them
-
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
