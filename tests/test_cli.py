@@ -275,6 +275,7 @@ def test_shipped_recipes_are_valid():
         "imagenet-to-sketch",
         "mobilenet-domains",
         "mobilenet-peers",
+        "resnet20-ablation",
         "resnet20-domains",
         "resnet20-peers",
     ]

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 SCRIPT = """
-import resource, torch
-from tensornet.heap import keep_freed_memory
+import resource, psutil, torch
+from tensornet.heap import give_freed_memory_back, keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -20,14 +20,18 @@ faults()
 before = faults()
 kept = keep_freed_memory()
 faults()
-print(int(kept), before, faults())
+after = faults()
+held = psutil.Process().memory_info().rss
+give_freed_memory_back()
+print(int(kept), before, after, held - psutil.Process().memory_info().rss)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries are left as they are")
-def test_freed_memory_is_not_cleared_again():
+def test_freed_memory_is_kept_until_it_is_given_back():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    kept, before, after = map(int, done.stdout.split())
+    kept, before, after, given_back = map(int, done.stdout.split())
     if not kept:
         pytest.skip("this C library is not glibc")
     assert after < before / 100
+    assert given_back > 2 * 40_000_000 * 0.9  # the two tensors

@@ -23,6 +23,7 @@ from tensornet.bench.place import Row, Workplace
 from tensornet.bench.setups import SETUPS, find_setup
 from tensornet.bench.tables import markdown
 from tensornet.errors import BackboneError, UnknownNameError
+from tensornet.heap import give_freed_memory_back
 
 _PACKAGES = ("tensornet", "torch", "tensorly", "peft", "lycoris-lora", "transformers")
 
@@ -108,6 +109,7 @@ def _measure(name: str, settings: Settings, out: Path, say: Callable[[str], None
             say(f"{name} is left out: {error}")
             break
         place = Workplace(setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data)
+        give_freed_memory_back()  # of the contenders before
         rows = MEASURES[measure](place)
         write_file(part, json.dumps({"settings": _told(settings), "rows": rows}, indent=1) + "\n")
 
