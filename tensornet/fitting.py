@@ -125,9 +125,11 @@ def fitted_task(
     norms = {}
     for path, tensors in file.norms.items():
         norms[path] = own_copy(backbone.get_submodule(path))
-        for key, tensor in (*norms[path].named_parameters(), *norms[path].named_buffers()):
-            if key in tensors:  # a buffer may be one that no file holds
-                tensor.detach().copy_(tensors[key])
+        held: dict[str, Tensor] = dict((*norms[path].named_parameters(), *norms[path].named_buffers()))
+        if not tensors.keys() <= held.keys():  # a layer that saves its tensors under names of its own
+            held = norms[path].state_dict()
+        for key, tensor in tensors.items():
+            held[key].detach().copy_(tensor)
     own_head = _head(file, head, backbone, head_path)
     check_head(own_head, backbone, head_path)
     same = {plan.fold.name: plan for plan in known}

@@ -54,8 +54,16 @@ class LeanKind(Lean):
 
 @functools.cache
 def lean_kind(kind: type[nn.Module]) -> type[LeanKind]:
-    """A lean subclass of ``kind``, under its name."""
-    body = {"_ordinary": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    """A lean subclass of ``kind``, under its name; itself where it is one."""
+    if issubclass(kind, LeanKind):  # of a norm that was copied out of a task
+        return kind
+    body = {
+        "_ordinary": kind,
+        "__init__": kind.__init__,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+    }
     return type(kind.__name__, (LeanKind, kind), body)
 
 

@@ -362,3 +362,31 @@ def test_hundred_tasks_load_into_one_backbone(tmp_path):
         with net.task(f"t{i}"):
             net(x)
     assert len(net.tasks) == 31
+
+
+class Gamma(nn.BatchNorm2d):
+    """A norm that saves its weight under a name of its own."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "gamma"] = destination.pop(prefix + "weight")
+
+
+def test_a_norm_that_names_its_tensors_in_its_own_way_reads_back(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        return tn.adapt(nn.Sequential(nn.Conv2d(3, 4, 3), Gamma(4), nn.Flatten(), nn.Linear(16, 2)).eval())
+
+    net = made()
+    with torch.no_grad():
+        net.add_task("t", nn.Linear(16, 2)).own_norms()["1"].weight.fill_(7.0)
+    net.save_task("t", tmp_path / "t")
+    assert (made().load_task(tmp_path / "t").own_norms()["1"].weight == 7).all()
+
+
+def test_a_norm_of_a_task_is_made_like_any_of_its_class():
+    norm = network().add_task("t", nn.Linear(8, 3)).own_norms()
+    (kind,) = {type(layer) for layer in norm.values()}
+    made = kind(5)
+    assert made.weight.shape == (5,)
+    assert isinstance(made, nn.BatchNorm2d)

@@ -349,6 +349,8 @@ def test_a_start_from_a_teacher_needs_one():
         settings(start="teacher")
     with pytest.raises(ValueError, match='and the method "adapt"'):
         settings(start="teacher", method="full", distill={"teacher": "any"})
+    with pytest.raises(ValueError, match='takes the head of the teacher, so head = "probe" has no effect'):
+        settings(start="teacher", head="probe", distill={"teacher": "any"})
 
 
 def test_mixed_pairs_are_between_an_image_and_its_partner():
@@ -373,13 +375,18 @@ def test_mixed_labels_count_by_their_shares(net, images, monkeypatch):
     assert done.fitted.accuracy > 0.85
 
 
-def test_keys_at_their_defaults_are_no_other_settings(data_root, tmp_path):
+def test_keys_at_their_defaults_are_no_part_of_the_settings(data_root, tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("tensornet.training.runs.json.dumps", lambda parts, **_: hashed.append(parts) or repr(parts))
+
     def digest(*changes):
         grid = Grid(load_recipe(str(data_root / "recipe.toml"), changes), data_root, tmp_path, ["folders"])
         return grid.runs[0].digest
 
-    assert digest() == digest("train.mixup=0.0", "train.seeds=[0]")
+    assert digest() == digest("train.mixup=0.0", "train.seeds=[0]", "input.std=[0.229, 0.224, 0.225]")
     assert digest() != digest("train.mixup=0.5")
+    assert set(hashed[0][1]) == {"backbone", "input", "adapt", "train"}
+    assert set(hashed[0][1]["train"]) == {"epochs", "batch_size", "lr", "pad", "flip"}
 
 
 @pytest.mark.parametrize(

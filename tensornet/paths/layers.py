@@ -60,7 +60,9 @@ class Convolution:
         return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, self._zeros, groups)
 
     def backward(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool], groups: int = 1) -> tuple[Any, Any]:
-        if self.pointwise and max(self.stride) > 1:  # as it is, oneDNN takes up to four times as long for it
+        if (
+            self.pointwise and max(self.stride) > 1 and g.device.type == "cpu"
+        ):  # oneDNN takes up to four times as long for it
             small, gw = self._unstrided.backward(g, self.seen(x), weight, mask, groups)
             if small is None:
                 return None, gw
@@ -82,6 +84,8 @@ class Convolution:
         return x[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
 
     def channels_last(self, x: Tensor) -> bool:
+        if x.ndim == 3:  # PyTorch computes one-dimensional convolutions in its own layout, whatever that of the input
+            return False
         return x.stride(1) == 1 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
     def flat(self, x: Tensor, last: bool) -> Tensor:
@@ -140,7 +144,7 @@ class Linear:
     def backward(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool]) -> tuple[Any, Any]:
         """Gradients of input and weight, those that ``mask`` asks for."""
         gx = g @ weight if mask[0] else None
-        return gx, g.flatten(0, -2).T @ x.flatten(0, -2) if mask[1] else None
+        return gx, g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]) if mask[1] else None
 
     def seen(self, x: Tensor) -> Tensor:
         """The places of the input that a pointwise layer looks at; a view."""
@@ -159,7 +163,7 @@ class Linear:
 
     def unflat(self, flat: Tensor, like: Tensor, last: bool) -> Tensor:
         """A flat tensor with the rows and places of ``like``; a view where that is possible."""
-        return flat.transpose(1, 2).reshape(*like.shape[:-1], -1)
+        return flat.transpose(1, 2).reshape(*like.shape[:-1], flat.shape[1])
 
 
 Operation = Convolution | Linear
@@ -200,8 +204,10 @@ def _laid_out(z: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _cut(x: Tensor) -> Tensor:
-    """A tensor (…, C) as (N, C, P) with at most `_CUT` rows of equal length; a view where that is possible."""
-    return x.reshape(math.gcd(x.shape[:-1].numel(), _CUT), -1, x.shape[-1]).transpose(1, 2)
+    """A tensor (…, C) as (N, C, P), on the CPU with up to `_CUT` rows of equal length; a view where that is possible."""
+    places = x.shape[:-1].numel()
+    rows = math.gcd(places, _CUT) if x.device.type == "cpu" and places else 1
+    return x.reshape(rows, places // rows, x.shape[-1]).transpose(1, 2)
 
 
 def product(matrix: Tensor, flat: Tensor) -> Tensor:

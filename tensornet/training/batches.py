@@ -15,7 +15,7 @@ Device = torch.device | str
 
 
 def augmented(images: Tensor, settings: Train, image: Input, generator: torch.Generator) -> Tensor:
-    """Images as training sees them, but for the normalisation."""
+    """Images as training sees them, but for the normalisation, and before they are mixed."""
     if settings.flip:
         images = random_flip(images, generator)
     if settings.pad or image.stored > image.size:
@@ -24,7 +24,7 @@ def augmented(images: Tensor, settings: Train, image: Input, generator: torch.Ge
 
 
 def as_trained(train: Images, settings: Train, image: Input, seed: int, device: Device = "cpu") -> Iterator[Tensor]:
-    """An epoch of training images as a step sees them, normalised."""
+    """An epoch of training images as a step sees them before they are mixed, normalised."""
     generator = torch.Generator().manual_seed(seed)
     mean, std = _statistics(image, device)
     for images, _ in shuffled_loader(train, settings.batch_size, seed):

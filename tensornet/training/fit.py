@@ -90,13 +90,12 @@ class Classifier(L.LightningModule):
         images, labels = batch
         generator = torch.Generator().manual_seed((self.seed * 100_003 + self.current_epoch) * 1_000_003 + index)
         seen = self._seen(augmented(images, self.settings, self.image, generator))
-        partners, share = labels.new_empty(0), 1.0
+        targets = [(1.0, labels)]
         if self.settings.mixup:
             seen, partners, share = mixed_pairs(seen, self.settings.mixup, generator)
+            targets = [(share, labels), (1 - share, labels[partners])]
         logits = self.network(seen)
-        loss: Tensor = self.loss(logits, labels)
-        if self.settings.mixup:
-            loss = share * loss + (1 - share) * self.loss(logits, labels[partners])
+        loss = sum((share * self.loss(logits, own) for share, own in targets), torch.zeros((), device=labels.device))
         for teacher in self._teacher:
             loss = self._distilled(loss, logits, seen, teacher)
         if self.settings.delta_decay and isinstance(self._trained[0], Task):

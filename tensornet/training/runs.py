@@ -26,7 +26,7 @@ from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.table import markdown, table
 
 _REVISION = 2
-"""To be raised when a default of `[train]` changes: what was trained with the old one is not done again by itself."""
+"""To be raised when a default of any table changes: a result of the old one would pass for one of the new."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Of all settings that the result depends on; without those at their defaults, so that new keys change nothing."""
+        """Of all settings the result depends on, but those at their defaults: a new key of a table changes nothing."""
         settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"}, exclude_defaults=True)
         settings["train"].pop("seeds", None)
         parts = [_REVISION, settings, self.task.model_dump(mode="json"), self.seed]
@@ -163,7 +163,7 @@ class Grid:
         return self._splits[task]
 
     def inputs(self, run: Run) -> Iterator[Tensor]:
-        """An epoch of the training images of a run as its training saw them, normalised."""
+        """An epoch of the training images of a run as its training saw them before they were mixed, normalised."""
         return as_trained(self.images(run)[0], run.recipe.train, run.recipe.input, run.seed)
 
     def network(self, recipe: Recipe) -> AdaptedNetwork:

@@ -128,8 +128,9 @@ def take_teacher(net: AdaptedNetwork, task: Task, teacher: nn.Module, seed: int)
         for target in (member.target for member in plan.fold.members):
             weight = net.backbone.get_submodule(target.module)._parameters[target.parameter]
             assert weight is not None
-            tuned = teacher.get_parameter(f"{target.module}.{target.parameter}").to(weight)
-            deltas[target.name] = (tuned - weight).detach() / plan.scale
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            tuned = teacher.get_parameter(f"{target.module}.{target.parameter}").to(weight.device, wide)
+            deltas[target.name] = (tuned - weight.to(wide)).detach() / plan.scale
     for plan, module in task.tensors():
         found = plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed).factors()
         with torch.no_grad():
