@@ -112,10 +112,6 @@ class Train(_Table):
     def _has_the_teacher_it_starts_from(self) -> Train:
         if self.start == "teacher" and (self.distill is None or self.method != "adapt"):
             raise ValueError('start = "teacher" needs train.distill.teacher and the method "adapt"')
-        if self.start == "teacher" and self.head != "random":
-            raise ValueError(
-                f'start = "teacher" takes the head of the teacher, so head = "{self.head}" has no effect; leave it out'
-            )
         return self
 
 

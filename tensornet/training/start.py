@@ -40,7 +40,7 @@ def begin(
         net: the task is set in it.
         name: of the task, which has a linear head.
         train: the training split.
-        settings: `head` and `start` are read.
+        settings: `head` and `start` are read; a teacher's head is taken whatever `head` says.
         image: of the recipe.
         seed: of the order of the images and of the decompositions.
         teacher: a plain copy of the backbone that was trained on the task, where `start` says "teacher".
