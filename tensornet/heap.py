@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Keep freed memory in this process, so that the system need not clear it again for the tensors of every step.
 
     A step of training on a CPU frees hundreds of MiB and asks for them again. glibc gives large blocks back at once, and
-    clearing them page by page took up to a fifth of a step of a ResNet-50. Other C libraries are left as they are.
+    the system then clears them page by page. Other C libraries are left as they are.
 
     Returns:
         Whether it was done.

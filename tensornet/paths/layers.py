@@ -60,9 +60,8 @@ class Convolution:
         return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, self._zeros, groups)
 
     def backward(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool], groups: int = 1) -> tuple[Any, Any]:
-        if (
-            self.pointwise and max(self.stride) > 1 and g.device.type == "cpu"
-        ):  # oneDNN takes up to four times as long for it
+        # oneDNN takes much longer for the input gradient of a strided pointwise layer than on the places that it sees
+        if self.pointwise and max(self.stride) > 1 and g.device.type == "cpu":
             small, gw = self._unstrided.backward(g, self.seen(x), weight, mask, groups)
             if small is None:
                 return None, gw
