@@ -23,6 +23,7 @@ from tensornet.training.adapting import Row, result, saved_network, train_task
 from tensornet.training.batches import as_trained
 from tensornet.training.checks import try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
+from tensornet.training.recorded import recorded_recipes
 from tensornet.training.table import markdown, table
 
 _REVISION = 2
@@ -243,7 +244,12 @@ class Grid:
         return rows
 
     def all(self, progress: bool = True, before: Callable[[Run, int], None] | None = None) -> Iterator[Row]:
-        """Every result in turn, those that are missing made now; `results.json` is written after each."""
+        """Every result in turn, those that are missing made now; `results.json` is written after each.
+
+        Raises:
+            RecipeError: the output folder holds results of other settings, or begins with another seed.
+        """
+        self._check_first_seeds()
         for run in self.runs:
             self.finished(run)
         make_folder(self.out)
@@ -255,6 +261,14 @@ class Grid:
                 row = self.execute(run, progress)
                 self.results()
             yield row
+
+    def _check_first_seeds(self) -> None:
+        """The first seed has no folder of its own: were it another one now, its networks would be taken for those before."""
+        for name, before in recorded_recipes(self.out).items() if (self.out / "recipe.json").is_file() else ():
+            now = self.recipes.get(name, before).train.seeds
+            if now[0] != before.train.seeds[0]:
+                begun = f"train.seeds began with {before.train.seeds[0]} here and begins with {now[0]} now"
+                raise RecipeError(str(self.out), [f"{begun}: keep the first and pick seeds with --seed, or choose another --out"])
 
     def _record(self, run: Run) -> Path:
         return (self.out / "runs" / run.place).with_suffix(".json")
