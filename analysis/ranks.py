@@ -25,12 +25,17 @@ def rank_recipes(recipe: Recipe, ranks: Sequence[int], seeds: int | None = None)
         seeds: train with seeds 0 … seeds − 1; the recipe's own where it is None.
 
     Raises:
-        ConfigError: a rank or a number of seeds that cannot be, or the recipe has no deltas or trains whole networks.
+        ConfigError: a rank or a number of seeds that cannot be, or the recipe has no deltas, a teacher, or trains
+            whole networks.
     """
     if not ranks or any(isinstance(r, bool) or not isinstance(r, int) or r < 0 for r in ranks):
         raise ConfigError(f"ranks are ints ≥ 0, at least one; got {list(ranks)}")
     if seeds is not None and seeds < 1:
         raise ConfigError(f"seeds must be at least 1; got {seeds}")
+    if recipe.train.distill is not None:
+        raise ConfigError(
+            "this recipe learns from a teacher, which is no part of a comparison of ranks; choose another variant"
+        )
     if recipe.train.method != "adapt" or recipe.config.decomposition == NONE:
         raise ConfigError("this recipe has no deltas whose rank could vary; choose a variant that has")
     train = recipe.train if seeds is None else recipe.train.model_copy(update={"seeds": tuple(range(seeds))})

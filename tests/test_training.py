@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 import tensornet as tn
+from analysis.ranks import rank_recipes
 from analysis.selection.setting import Setting
 from tensornet.data.augment import mixed_pairs
 from tensornet.data.sources import Split, held_out
-from tensornet.errors import DataError, RecipeError
+from tensornet.errors import ConfigError, DataError, RecipeError
 from tensornet.peers import PEERS, norms_and_head, with_peer
 from tensornet.training.adapting import train_task
 from tensornet.training.optimizer import groups
 from tensornet.training.reading import load_recipe
 from tensornet.training.recipe import Input, Train
+from tensornet.training.recorded import recorded_recipes
 from tensornet.training.runs import Grid
 from tensornet.training.start import begin, expected_norm, probe, take_factors
 from tests.commands import ran, refused, tensornet
@@ -344,10 +346,24 @@ def test_a_start_from_a_teacher_is_the_teacher_at_full_rank(decomposition, net, 
                 assert torch.isclose(factor.norm(), torch.tensor(expected_norm(module, name)), rtol=1e-3)
 
 
-def test_a_start_from_a_teacher_needs_one():
-    with pytest.raises(ValueError, match=r"needs train\.distill\.teacher"):
-        settings(start="teacher")
-    with pytest.raises(ValueError, match='and the method "adapt"'):
+def test_a_start_from_a_teacher_brings_full_fine_tuning(data_root, tmp_path):
+    text = (data_root / "recipe.toml").read_text()
+    (tmp_path / "r.toml").write_text(text.replace("epochs = 6", 'epochs = 6\nstart = "teacher"'))
+    args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--task", "folders")
+    taught, full = json.loads(ran(*args, "--json"))
+    assert (taught["variant"], taught["decomposition"], full["variant"], full["method"]) == ("", "cp", "full", "full")
+    assert taught["value"] > 0.85 < full["value"]
+    recipes = load_recipe(str(tmp_path / "r.toml"))
+    assert recipes["full"].train.lr == pytest.approx(0.3 * recipes[""].train.lr)
+    assert recorded_recipes(tmp_path / "out") == recipes
+    assert (tmp_path / "out/tasks/folders/task.json").is_file()
+    assert load_recipe(str(data_root / "recipe.toml")).keys() == {""}, "who learns from nobody has no teacher"
+    with pytest.raises(ConfigError, match="learns from a teacher"):
+        rank_recipes(recipes[""], [1])
+
+
+def test_a_start_from_a_teacher_is_of_deltas():
+    with pytest.raises(ValueError, match='needs the method "adapt"'):
         settings(start="teacher", method="full", distill={"teacher": "any"})
 
 

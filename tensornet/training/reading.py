@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from tensornet.config import read_layers
 from tensornet.errors import ConfigError, RecipeError, TensornetError, near
 from tensornet.names import check_task_name
-from tensornet.training.recipe import Backbone, Input, Recipe, TaskEntry, Train
+from tensornet.training.recipe import FULL, Backbone, Input, Recipe, TaskEntry, Train
 
 _FOLDERS = ("tasks", "models", "runs", "checkpoints")
 
@@ -38,7 +38,8 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
     becomes part of the recipe.
 
     Returns:
-        One recipe per variant, under its name; under "" where there are none.
+        One recipe per variant, under its name; under "" where there are none. Where one learns from "full" and no variant
+        has that name, full fine-tuning is added.
 
     Raises:
         RecipeError: it cannot be read, or has mistakes: every one is listed, with its line.
@@ -82,6 +83,9 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
             problems.append(f"{_at(lines, ('adapt',), name)}adapt: {error}")
     if problems:
         raise RecipeError(f"recipe {source}", list(dict.fromkeys(problems)))
+    taught = [recipe for recipe in recipes.values() if recipe.train.distill and recipe.train.distill.teacher == FULL]
+    if taught and FULL not in recipes:
+        recipes[FULL] = taught[0].full_fine_tuning()
     return recipes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import (
@@ -73,6 +74,10 @@ class Distill(_Table):
     temperature: PositiveFloat = 2.0
 
 
+FULL = "full"
+"""The teacher where a recipe names none; without a variant of that name, `Recipe.full_fine_tuning`."""
+
+
 class Train(_Table):
     """`[train]`: how each task is trained.
 
@@ -108,10 +113,17 @@ class Train(_Table):
     distill: Distill | None = None
     peer: dict[str, Any] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_the_teacher_it_starts_from(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("start") == "teacher" and given.get("distill") is None:
+            return {**given, "distill": {"teacher": FULL}}
+        return given
+
     @model_validator(mode="after")
-    def _has_the_teacher_it_starts_from(self) -> Train:
-        if self.start == "teacher" and (self.distill is None or self.method != "adapt"):
-            raise ValueError('start = "teacher" needs train.distill.teacher and the method "adapt"')
+    def _can_start_from_a_teacher(self) -> Train:
+        if self.start == "teacher" and self.method != "adapt":
+            raise ValueError('start = "teacher" needs the method "adapt"')
         return self
 
 
@@ -164,3 +176,9 @@ class Recipe(_Table):
     def config(self) -> AdaptConfig:
         """`[adapt]` as a config."""
         return AdaptConfig.from_dict(self.adapt)
+
+    def full_fine_tuning(self) -> Recipe:
+        """The same training of a copy of the whole network, at three tenths of the learning rate."""
+        plain = {"start": "random", "distill": None, "rates": Rates(), "delta_decay": 0.0}
+        train = self.train.model_copy(update={**plain, "method": "full", "lr": 0.3 * self.train.lr})
+        return self.model_copy(update={"train": train})

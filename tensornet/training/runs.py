@@ -268,7 +268,9 @@ class Grid:
             now = self.recipes.get(name, before).train.seeds
             if now[0] != before.train.seeds[0]:
                 begun = f"train.seeds began with {before.train.seeds[0]} here and begins with {now[0]} now"
-                raise RecipeError(str(self.out), [f"{begun}: keep the first and pick seeds with --seed, or choose another --out"])
+                raise RecipeError(
+                    str(self.out), [f"{begun}: keep the first and pick seeds with --seed, or choose another --out"]
+                )
 
     def _record(self, run: Run) -> Path:
         return (self.out / "runs" / run.place).with_suffix(".json")
