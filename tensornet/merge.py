@@ -35,7 +35,7 @@ def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
             assert weight is not None
             if id(weight) not in weights:
                 with torch.no_grad():
-                    weights[id(weight)] = nn.Parameter(delta.added_to(weight).contiguous())
+                    weights[id(weight)] = nn.Parameter(torch.empty_like(weight).copy_(delta.added_to(weight)))
             layer.register_parameter(name, weights[id(weight)])
     for path, content in contents.items():
         if content.replacement is not None:

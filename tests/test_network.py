@@ -156,6 +156,27 @@ def test_first_and_later_calls_and_grad_modes_are_bit_equal():
     assert any(p.grad is not None for p in task.parameters())
 
 
+@pytest.mark.parametrize("decomposition", ["cp", "tucker", "kronecker"])
+def test_what_lies_with_the_channels_last_stays_so(decomposition):
+    net = resnet(decomposition=decomposition)
+    x = images().contiguous(memory_format=torch.channels_last)
+    task = trained(net.add_task("t"))
+    net.set_task("t")
+    with torch.no_grad():
+        plain = net(x)
+    net.to(memory_format=torch.channels_last)
+    layer, merged = net.backbone.layer1[0].conv1, net.merged("t")
+    first = net(x).detach()
+    with torch.no_grad():
+        assert torch.equal(net(x), first)
+        assert torch.equal(merged(x), first)
+        assert torch.allclose(first, plain, atol=1e-5)
+        for weight in (layer.weight, merged.layer1[0].conv1.weight):
+            assert weight.is_contiguous(memory_format=torch.channels_last)
+    net(x).square().sum().backward()
+    assert all(p.grad is not None for p in task.deltas.parameters())
+
+
 @pytest.mark.parametrize(
     "edit",
     [

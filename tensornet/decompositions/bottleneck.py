@@ -57,7 +57,14 @@ class Bottleneck(NamedTuple):
         return Bottleneck(*(None if part is None else part.to(dtype) for part in self))  # type: ignore[arg-type]
 
     def added_to(self, weight: Tensor, scale: float) -> Tensor:
-        """W + scale · ΔW for a weight (C_out, C_in, *kernel), in float32 at least; the caller rounds it once."""
+        """W + scale · ΔW for a weight (C_out, C_in, *kernel), in float32 at least; the caller rounds it once.
+
+        It lies in memory as the weight does, also where that has its input channels last.
+        """
         wide = torch.promote_types(weight.dtype, torch.float32)
         parts = self.to(wide)
-        return torch.addmm(weight.to(wide).flatten(1), parts.out, parts.rows(), alpha=scale).reshape(weight.shape)
+        rows, last = parts.rows(), weight.movedim(1, -1)
+        if weight.is_contiguous() or not last.is_contiguous():
+            return torch.addmm(weight.to(wide).flatten(1), parts.out, rows, alpha=scale).reshape(weight.shape)
+        rows = rows.unflatten(1, (weight.shape[1], -1)).transpose(1, 2).flatten(1)
+        return torch.addmm(last.to(wide).flatten(1), parts.out, rows, alpha=scale).reshape(last.shape).movedim(-1, 1)
