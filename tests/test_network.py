@@ -186,12 +186,27 @@ def test_what_lies_with_the_channels_last_stays_so(decomposition):
         ),
         lambda net, task: [p.mul_(2) for p in task.parameters()],
         lambda net, task: [p.data.mul_(2) for p in task.parameters()],
+        lambda net, task: [p.data[..., :1].neg_() for p in task.deltas.parameters()],
+        lambda net, task: [setattr(p, "data", p.data.clone().mul_(2)) for p in task.deltas.parameters()],
+        lambda net, task: [setattr(p, "data", p.data.flip(0)) for p in task.deltas.parameters()],
         lambda net, task: net.double(),
         lambda net, task: setattr(next(task.deltas.parameters()), "data", torch.randn_like(next(task.deltas.parameters()))),
         lambda net, task: net.set_task("other"),
         lambda net, task: net.set_task(None),
     ],
-    ids=["optimizer", "load_state_dict", "in place", "data in place", "dtype", "data", "other task", "no task"],
+    ids=[
+        "optimizer",
+        "load_state_dict",
+        "in place",
+        "data in place",
+        "part of data",
+        "other memory",
+        "flipped",
+        "dtype",
+        "data",
+        "other task",
+        "no task",
+    ],
 )
 def test_a_cached_weight_is_never_stale(edit):
     net = resnet()
