@@ -264,12 +264,14 @@ class Grid:
 
     def _check_first_seeds(self) -> None:
         """The first seed has no folder of its own: were it another one now, its networks would be taken for those before."""
-        for name, before in recorded_recipes(self.out).items() if (self.out / "recipe.json").is_file() else ():
-            now = self.recipes.get(name, before).train.seeds
-            if now[0] != before.train.seeds[0]:
-                begun = f"train.seeds began with {before.train.seeds[0]} here and begins with {now[0]} now"
+        if not (self.out / "recipe.json").is_file():
+            return
+        for name, recipe in recorded_recipes(self.out).items():
+            before, now = (one.train.seeds[0] for one in (recipe, self.recipes.get(name, recipe)))
+            if now != before:
+                advice = "keep the first and pick seeds with --seed, or choose another --out"
                 raise RecipeError(
-                    str(self.out), [f"{begun}: keep the first and pick seeds with --seed, or choose another --out"]
+                    str(self.out), [f"train.seeds began with {before} here and begins with {now} now: {advice}"]
                 )
 
     def _record(self, run: Run) -> Path:
