@@ -7,7 +7,6 @@ class, in which the adapted weights are properties. An empty slot leaves the lay
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from tensornet.delta import Delta
 from tensornet.errors import StateError
+from tensornet.kept import Kept
 from tensornet.paths.branch import Branch, Way, branch
 from tensornet.paths.compiled import numbered
 from tensornet.paths.layers import Operation, operation
@@ -72,7 +72,7 @@ class Slot:
         self.inside = False
         self.router: Router | None = None
         self.contents: list[Content] = []
-        self.cache: dict[str, _Kept] = {}
+        self.cache: dict[str, Kept] = {}
         self.on_read: Callable[[], None] | None = None
         self.several_tasks_passed = False
 
@@ -80,7 +80,7 @@ class Slot:
         """W + ΔW of the task that is set; computed anew where either has changed."""
         delta, known = self.deltas[name], self.cache.get(name)
         if known is None or not known.holds(delta, weight):
-            known = self.cache[name] = _Kept(delta, weight)
+            known = self.cache[name] = Kept(delta, weight)
         return known.value
 
     @contextmanager
@@ -206,44 +206,3 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return delta.added_to(weight)
     return slot.kept(name, weight)
-
-
-class _Kept:
-    """W + ΔW, and what it was computed from.
-
-    Version counters tell most changes. On the CPU the factors are compared as well, which tells every change, also one that
-    goes round the counters (`p.data.add_(1)`); off the CPU that would wait for the device.
-    """
-
-    def __init__(self, delta: Delta, weight: Tensor) -> None:
-        self.delta = delta
-        factors = list(delta.decomposition.factors().values())
-        self.weight, *self.factors = (tensor.detach() for tensor in (weight, *factors))  # keep addresses from being reused
-        self.states = [_state(tensor) for tensor in (weight, *factors)]
-        self.bits = [_bits(factor) for factor in self.factors] if weight.device.type == "cpu" else []
-        self.values = [bits.clone() for bits in self.bits]
-        # some kernels are chosen by whether a weight requires gradients: it does in every grad mode, or in none
-        trainable = weight.requires_grad or any(factor.requires_grad for factor in factors)
-        self.value = delta.added_to(weight).detach().requires_grad_(trainable)
-
-    def holds(self, delta: Delta, weight: Tensor) -> bool:
-        """Whether nothing has changed."""
-        if delta is not self.delta or _state(weight) != self.states[0]:
-            return False
-        factors = delta.decomposition._parameters.values()
-        if not self.values:
-            return all(map(operator.eq, map(_state, factors), self.states[1:]))  # type: ignore[arg-type]
-        same = all(map(Tensor.is_set_to, factors, self.factors))  # type: ignore[arg-type]
-        return same and all(map(torch.equal, self.bits, self.values))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The same memory, as integers of eight bytes where it can be seen so: half as many numbers to compare."""
-    size = tensor.element_size()
-    if tensor.is_contiguous() and tensor.numel() * size % 8 == 0 and tensor.storage_offset() * size % 8 == 0:
-        return tensor.flatten().view(torch.int64)
-    return tensor
-
-
-def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return None if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device

@@ -24,6 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and a hub that cannot 
 
 def pytest_addoption(parser):
     parser.addoption("--data", default=str(DATA), help="folder with real data sets and backbones")
+    parser.addoption("--device", default="cpu", help="where the laws of layers and networks are tested: cpu, cuda, …")
 
 
 @pytest.fixture(scope="session")
@@ -74,5 +75,12 @@ def trained_run(data_root):
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded(request):
     torch.manual_seed(0)
+    device = request.config.getoption("--device")
+    if device == "cpu":
+        yield
+        return
+    flags = torch.backends.cudnn.flags(deterministic=True, allow_tf32=False)  # laws are of exact products
+    with torch.device(device), flags:
+        yield

@@ -1,6 +1,7 @@
 """The benchmark on a tiny network: that it measures what it says; how long things take is no test."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,9 @@ def test_the_other_measures(monkeypatch):
         assert whole["operation"] == "all together"
         assert sum(row["seconds"] for row in parts) == pytest.approx(whole["seconds"])
     assert any(row["operation"].endswith("bmm") for row in spent if row["contender"] == "CP 8")
+    steps = {row["contender"]: row for row in MEASURES["compiled-training"](replace(place, only=("CP 8",)))}
+    assert list(steps) == [LIMIT, f"{LIMIT}, compiled", "CP 8", "CP 8, compiled"]
+    assert steps["CP 8, compiled"]["eager_ratio"] > 0
     ranks = MEASURES["rank"](place)
     work = [row["multiply_adds"] for row in ranks]
     assert work == sorted(work)
@@ -145,6 +149,7 @@ def test_fitting_on_this_machine(monkeypatch):
     for cost in found.values():
         assert all(value >= 0 for value in cost.values())
         assert cost["call"] + cost["product"] + cost["number"] > 0
+    assert fit._own(fit.Drawn("cpu", torch.float32), 1) >= 0  # what is fitted off the CPU only
 
 
 def test_contenders_take_turns():

@@ -1,6 +1,7 @@
 """One compiled graph serves every task of one config and head width."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch._dynamo
 from torch import nn
 
 import tensornet as tn
+from tensornet.paths.rule import COSTS
 from tests.toys import Encoder, ResNet, Transformer, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -41,6 +43,12 @@ def graphs(backbone, width, x, config, train=False):
 @pytest.mark.parametrize("train", [False, True])
 def test_one_graph_for_ten_tasks(name, train):
     assert graphs(ResNet(), 8, torch.randn(4, 3, 8, 8), tn.AdaptConfig(name, rank=2), train) == 1
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_one_graph_where_launching_is_dear(monkeypatch, train):
+    monkeypatch.setitem(COSTS, "cpu", replace(COSTS["cpu"], own=1.0))
+    assert graphs(ResNet(), 8, torch.randn(4, 3, 8, 8), tn.AdaptConfig("cp", rank=2), train) == 1
 
 
 @pytest.mark.parametrize("name", ["dense", "kronecker"])

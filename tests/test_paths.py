@@ -1,6 +1,7 @@
 """Every path equals the dense oracle, for every layer and geometry; gradients too."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tensornet as tn
+from tensornet.paths.rule import COSTS
 from tests.toys import trained
 
 NAMES = ["cp", "dense", "kronecker", "low_rank", "tt", "tucker"]
@@ -41,7 +43,8 @@ def outcome(net, x, parameters):
     """Output and the gradients of input and parameters."""
     x = x.clone().requires_grad_(x.is_floating_point())
     y = net(x)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    generator = torch.Generator(y.device).manual_seed(1)
+    weights = torch.randn(y.shape, generator=generator, dtype=torch.float64, device=y.device).to(y.dtype)
     wanted = [*parameters, *([x] if x.requires_grad else [])]
     return y.detach(), torch.autograd.grad((y * weights).sum(), wanted)
 
@@ -93,6 +96,18 @@ def test_linear(name, out, into, rank, bias, extra):
     check_paths(nn.Linear(into, out, bias).double(), x, name, rank)
 
 
+@pytest.fixture
+def launching_is_dear(monkeypatch):
+    """The rule of an accelerator, by which layers on the weight are left to plain autograd."""
+    monkeypatch.setitem(COSTS, "cpu", replace(COSTS["cpu"], own=1.0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(case=layers(), rank=st.integers(1, 4))
+def test_plain_autograd_on_the_weight(launching_is_dear, name, case, rank):
+    check_paths(*case, name, rank)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 1}, {"scale_grad_by_freq": True}])
 def test_embedding(name, options):
@@ -128,7 +143,7 @@ def test_autocast(name):
     net.set_task("t")
     x = torch.randn(4, 6, 5, 5)
     merged = net.merged("t")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         y = net(x)
         assert y.dtype == torch.bfloat16
         assert torch.equal(y, merged(x)), "W + ΔW is summed in float32, then cast, as autocast does with any weight"

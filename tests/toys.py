@@ -101,11 +101,11 @@ def trained(task, scale=0.3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in task.named_parameters():
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p.dtype) * scale
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float32, device="cpu").to(p) * scale
             p.copy_(noise if name.startswith("deltas") else p + noise)
         for name, b in task.named_buffers():
             if name.endswith("running_mean"):
-                b.copy_(torch.randn(b.shape, generator=generator).to(b.dtype) * scale)
+                b.copy_(torch.randn(b.shape, generator=generator, device="cpu").to(b.dtype) * scale)
             if name.endswith("running_var"):
-                b.copy_(torch.rand(b.shape, generator=generator).to(b.dtype) + 0.5)
+                b.copy_(torch.rand(b.shape, generator=generator, device="cpu").to(b.dtype) + 0.5)
     return task

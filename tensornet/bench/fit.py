@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import nnls
+from torch import Tensor
 
 from tensornet.bench.clock import typical
 from tensornet.decompositions import Bottleneck
 from tensornet.paths.layers import Convolution, outer, product
-from tensornet.paths.rule import Cost, Costs
+from tensornet.paths.lowrank import LowRankLayer, output
+from tensornet.paths.rule import ON_WEIGHT, Cost, Costs
 
 _PLACES = ((4, 56), (4, 28), (4, 14), (4, 7), (16, 16), (16, 8), (16, 4))
 _CHANNELS = ((64, 64), (64, 256), (256, 64), (128, 512), (512, 512), (1024, 256))
@@ -34,33 +36,53 @@ class Sample(NamedTuple):
     seconds: float
 
 
-def fit(device: str = "cpu", repeats: int = 5, limit: int | None = None) -> tuple[Costs, dict[str, float]]:
+def fit(
+    device: str = "cpu", repeats: int = 5, limit: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Costs, dict[str, float]]:
     """Costs by non-negative least squares on relative errors, over a grid of shapes as convolutional networks have them.
 
     Args:
         device: to measure on.
         repeats: of each measurement; its median counts.
         limit: measure only so many shapes of each kind.
+        dtype: of what lies between layers.
 
     Returns:
         The costs, and for each kind of operation the median relative error of what they predict.
     """
-    kinds: dict[str, Callable[[str], Iterator[Case]]] = {
+    kinds: dict[str, Callable[[Drawn], Iterator[Case]]] = {
         "thin": _thin,
         "dense": _dense,
         "depthwise": _depthwise,
         "build": _build,
     }
+    drawn = Drawn(device, dtype)
     costs: dict[str, Cost] = {}
     errors: dict[str, float] = {}
     with torch.no_grad():
         for kind, cases in kinds.items():
             samples = [
                 Sample(products, numbers, sum(typical(run, repeats, device) for run in runs) / _OPERATIONS[kind])
-                for products, numbers, runs in itertools.islice(cases(device), limit)
+                for products, numbers, runs in itertools.islice(cases(drawn), limit)
             ]
             costs[kind], errors[kind] = _fitted(samples)
-    return Costs(**costs), errors
+    return Costs(**costs, own=None if device == "cpu" else _own(drawn, repeats)), errors
+
+
+def _own(drawn: Drawn, repeats: int) -> float:
+    """Seconds by which a layer's own step of autograd is dearer than a plain one, where all work is small."""
+    operation, weight = _geometry(3), drawn.tensor(8, 8, 3, 3)
+    x = drawn.images(2, 8, 4).requires_grad_()
+    parts = Bottleneck(*(drawn.tensor(*size).requires_grad_() for size in ((8, 4), (4, 9), (4, 8))))
+    arguments = (weight, None, 1.0, operation, ON_WEIGHT)
+
+    def own() -> None:
+        LowRankLayer.apply(x, *parts, *arguments).sum().backward()  # type: ignore[no-untyped-call]
+
+    def plain() -> None:
+        output(x, parts, *arguments).sum().backward()
+
+    return max(typical(own, repeats, drawn.device) - typical(plain, repeats, drawn.device), 0.0)
 
 
 def _fitted(samples: list[Sample]) -> tuple[Cost, float]:
@@ -73,36 +95,55 @@ def _fitted(samples: list[Sample]) -> tuple[Cost, float]:
     return cost, float(np.median(np.abs(predicted / measured - 1)))
 
 
-def _maps(device: str) -> Iterator[tuple[int, int, int, int]]:
-    """Rows, size, C_in, C_out."""
-    for (rows, size), (into, out) in itertools.product(_PLACES, _CHANNELS):
-        yield rows, size, into, out
+class Drawn(NamedTuple):
+    """Random tensors on a device. Off the CPU, batches are larger, and images have their channels last, as in training."""
+
+    device: str
+    dtype: torch.dtype
+
+    def tensor(self, *size: int) -> Tensor:
+        return torch.randn(size, device=self.device, dtype=self.dtype)
+
+    def images(self, rows: int, channels: int, size: int) -> Tensor:
+        images = self.tensor(rows, channels, size, size)
+        return images if self.device == "cpu" else images.contiguous(memory_format=torch.channels_last)
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Rows of a batch, and pixels of a side."""
+        for rows, size in _PLACES:
+            yield rows if self.device == "cpu" else 16 * rows, size
+
+    def maps(self) -> Iterator[tuple[int, int, int, int]]:
+        """Rows, size, C_in, C_out."""
+        for (rows, size), (into, out) in itertools.product(self.places(), _CHANNELS):
+            yield rows, size, into, out
 
 
-def _thin(device: str) -> Iterator[Case]:
+def _thin(drawn: Drawn) -> Iterator[Case]:
     operation = _geometry(1)
-    for (rows, size, into, _), rank in itertools.product(_maps(device), _RANKS):
+    for (rows, size, into, _), rank in itertools.product(drawn.maps(), _RANKS):
         places = rows * size * size
-        flat = operation.flat(torch.randn(rows, into, size, size, device=device), False)
-        matrix, z = torch.randn(rank, into, device=device), torch.randn(flat.shape[0], rank, flat.shape[2], device=device)
+        x = drawn.images(rows, into, size)
+        flat = operation.flat(x, operation.channels_last(x))
+        matrix, z = drawn.tensor(rank, into), drawn.tensor(flat.shape[0], rank, flat.shape[2])
         yield places * rank * into, places * (rank + into), [partial(product, matrix, flat), partial(outer, z, flat)]
 
 
-def _dense(device: str) -> Iterator[Case]:
-    for (rows, size, into, out), side in itertools.product(_maps(device), (1, 3)):
+def _dense(drawn: Drawn) -> Iterator[Case]:
+    for (rows, size, into, out), side in itertools.product(drawn.maps(), (1, 3)):
         places = rows * size * size
-        x, g = (torch.randn(rows, n, size, size, device=device) for n in (into, out))
-        weight = torch.randn(out, into, side, side, device=device)
+        x, g = (drawn.images(rows, n, size) for n in (into, out))
+        weight = drawn.tensor(out, into, side, side)
         run = partial(_geometry(side).backward, g, x, weight, (False, True))
         yield places * weight.numel(), places * (into + out) + weight.numel(), [run]
 
 
-def _depthwise(device: str) -> Iterator[Case]:
+def _depthwise(drawn: Drawn) -> Iterator[Case]:
     operation = _geometry(3)
-    for (rows, size), rank in itertools.product(_PLACES, _RANKS):
+    for (rows, size), rank in itertools.product(drawn.places(), _RANKS):
         places = rows * size * size
-        z, u = (torch.randn(rows, rank, size, size, device=device) for _ in range(2))
-        kernel = torch.randn(rank, 9, device=device)
+        z, u = (drawn.images(rows, rank, size) for _ in range(2))
+        kernel = drawn.tensor(rank, 9)
         runs: list[Callable[[], object]] = [
             partial(operation.core, z, kernel),
             partial(operation.core_backward, u, z, kernel, True),
@@ -110,10 +151,11 @@ def _depthwise(device: str) -> Iterator[Case]:
         yield places * rank * 9, 2 * places * rank, runs
 
 
-def _build(device: str) -> Iterator[Case]:
+def _build(drawn: Drawn) -> Iterator[Case]:
+    wide = drawn._replace(dtype=torch.float32)  # weights and factors stay as they are
     for (into, out), side, rank in itertools.product(_CHANNELS, (1, 3), _RANKS):
-        weight = torch.randn(out, into, side, side, device=device)
-        maps = (torch.randn(*size, device=device) for size in ((out, rank), (rank, side * side), (rank, into)))
+        weight = wide.tensor(out, into, side, side)
+        maps = (wide.tensor(*size) for size in ((out, rank), (rank, side * side), (rank, into)))
         yield rank * weight.numel(), 3 * weight.numel(), [partial(Bottleneck(*maps).added_to, weight, 1.0)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tensornet.bench.contenders import Contender, Maker, adapted, twin
+from tensornet.bench.precision import Precision, autocast
 from tensornet.bench.setups import Setup
 from tensornet.network import AdaptedNetwork
 
@@ -27,6 +29,7 @@ class Workplace:
         repeats: rounds.
         only: names of contenders; all where it is empty.
         data: the folder from which the backbone comes, where it comes from there.
+        precision: of products.
     """
 
     setup: Setup
@@ -35,6 +38,7 @@ class Workplace:
     repeats: int
     only: tuple[str, ...] = ()
     data: Path | None = None
+    precision: Precision = "float32"
 
     def inputs(self, rows: int | None = None, size: int | None = None) -> Tensor:
         """A batch of the set-up."""
@@ -47,3 +51,8 @@ class Workplace:
     def network(self, rank: int = 8, tasks: int = 1) -> AdaptedNetwork:
         """A network of this project, in eval mode."""
         return adapted(twin(self.backbone).to(self.device), "cp", rank, tasks).eval()
+
+    def call(self, network: Callable[..., Any], x: Tensor, **options: Any) -> Any:
+        """What ``network`` makes of ``x``, in the precision that is measured."""
+        with autocast(self.precision, self.device):
+            return network(x, **options)

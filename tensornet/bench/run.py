@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tensornet.bench.contenders import contenders
 from tensornet.bench.figures import figures
 from tensornet.bench.measures import MEASURES
 from tensornet.bench.place import Row, Workplace
+from tensornet.bench.precision import Precision, products_in
 from tensornet.bench.setups import SETUPS, find_setup
 from tensornet.bench.tables import markdown
 from tensornet.errors import BackboneError, UnknownNameError
@@ -39,6 +40,8 @@ class Settings:
         threads: of PyTorch.
         device: "cpu", or an accelerator.
         data: folder with backbones that are read from files.
+        precision: of products.
+        rows: of every batch, instead of the set-up's own number.
     """
 
     setups: Sequence[str]
@@ -48,6 +51,8 @@ class Settings:
     threads: int = 2
     device: str = "cpu"
     data: Path | None = None
+    precision: Precision = "float32"
+    rows: int | None = None
 
     def check(self) -> None:
         """Every name has to be known.
@@ -78,7 +83,7 @@ def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, 
     """
     settings.check()
     make_folder(out / "parts")
-    with threads(settings.threads):
+    with threads(settings.threads), products_in(settings.precision):
         for name in settings.setups:
             _measure(name, settings, out, say)
     found: dict[str, dict[str, list[Row]]] = {}
@@ -96,6 +101,7 @@ def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, 
 def _measure(name: str, settings: Settings, out: Path, say: Callable[[str], None]) -> None:
     """What is not measured yet of one set-up."""
     setup = find_setup(name)
+    setup = setup if settings.rows is None else replace(setup, rows=settings.rows)
     backbone = None
     for measure in settings.measures:
         part = _part(out, name, measure)
@@ -108,7 +114,9 @@ def _measure(name: str, settings: Settings, out: Path, say: Callable[[str], None
         except BackboneError as error:
             say(f"{name} is left out: {error}")
             break
-        place = Workplace(setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data)
+        place = Workplace(
+            setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data, settings.precision
+        )
         give_freed_memory_back()  # of the contenders before
         rows = MEASURES[measure](place)
         write_file(part, json.dumps({"settings": _told(settings), "rows": rows}, indent=1) + "\n")
@@ -134,6 +142,8 @@ def machine(settings: Settings) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": settings.threads,
         "device": settings.device if settings.device == "cpu" else torch.cuda.get_device_name(),
+        "precision": settings.precision,
+        "rows": settings.rows,
         "repeats": settings.repeats,
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -144,7 +154,9 @@ def machine(settings: Settings) -> dict[str, Any]:
 def _told(settings: Settings) -> dict[str, Any]:
     """What a kept part has to agree with."""
     told = asdict(settings)
-    return {name: told[name] for name in ("repeats", "threads", "device")} | {"contenders": list(settings.contenders)}
+    return {name: told[name] for name in ("repeats", "threads", "device", "precision", "rows")} | {
+        "contenders": list(settings.contenders)
+    }
 
 
 def _processor() -> str:

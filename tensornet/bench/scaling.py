@@ -18,10 +18,10 @@ def cost_of_rank(place: Workplace) -> list[Row]:
     """A step of training against the rank, measured and in multiply-adds."""
     base = place.made(contenders()[LIMIT])
     x, labels = place.inputs(), torch.randint(CLASSES, (place.setup.rows,), device=place.device)
-    steps = {"0": step(base, x, labels)}
+    steps = {"0": step(place, base, x, labels)}
     for rank in (1, 2, 4, 8, 16, 32, 64):
         made = adapted(twin(place.backbone).to(place.device), "cp", rank)
-        steps[str(rank)] = step(Contender(made, list(made["task"].parameters())), x, labels)
+        steps[str(rank)] = step(place, Contender(made, list(made["task"].parameters())), x, labels)
     return _against(steps, place, "0")
 
 
@@ -34,7 +34,7 @@ def cost_of_size(place: Workplace) -> list[Row]:
     for size in [place.setup.size] if place.setup.tokens is not None else sizes:
         x = place.inputs(max(2, place.setup.rows // 2), size)
         labels = torch.randint(CLASSES, (len(x),), device=place.device)
-        steps = {"limit": step(base, x, labels), "CP 8": step(net, x, labels)}
+        steps = {"limit": step(place, base, x, labels), "CP 8": step(place, net, x, labels)}
         rows += [row | {"size": size} for row in _against(steps, place, "limit")]
     return rows
 
@@ -49,8 +49,8 @@ def cost_of_tasks(place: Workplace) -> list[Row]:
     for count in (1, 2, 4, 8, 16, 32):
         names = [net.tasks[i % count] for i in range(32)]
         runs = {
-            "mixed batch of 32 rows": lambda names=names: net(x, tasks=names),
-            "forward_tasks of 4 rows": lambda count=count: net.forward_tasks(some, net.tasks[:count]),
+            "mixed batch of 32 rows": lambda names=names: place.call(net, x, tasks=names),
+            "forward_tasks of 4 rows": lambda count=count: place.call(net.forward_tasks, some, tasks=net.tasks[:count]),
         }
         taken = interleaved(runs, max(place.repeats // 3, 2), place.device, warmup=1)
         rows += [

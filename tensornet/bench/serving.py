@@ -32,7 +32,7 @@ def inference(place: Workplace) -> list[Row]:
         f"{name}, not merged": place.made(maker).model for name, maker in contenders().items() if name == "PEFT LoRA 8"
     }
     x = place.inputs()
-    runs = {name: (lambda network=network: network(x)) for name, network in networks.items()}
+    runs = {name: partial(place.call, network, x) for name, network in networks.items()}
     for network in networks.values():
         network.eval()
     taken = interleaved(runs, 2 * place.repeats, place.device)
@@ -50,10 +50,14 @@ def mixed(place: Workplace) -> list[Row]:
     def loop() -> None:
         for name in net.tasks:
             net.set_task(name)
-            net(rows[name])
+            place.call(net, rows[name])
         net.set_task("task")
 
-    runs = {"one task": lambda: net(x), "mixed batch": lambda: net(x, tasks=names), "one call per task": loop}
+    runs: dict[str, Callable[[], object]] = {
+        "one task": partial(place.call, net, x),
+        "mixed batch": partial(place.call, net, x, tasks=names),
+        "one call per task": loop,
+    }
     taken = interleaved(runs, place.repeats, place.device)
     return [
         {"contender": name, "seconds": median(own), "ratio": ratio(own, taken["one task"])} for name, own in taken.items()
@@ -79,10 +83,10 @@ def prefix(place: Workplace) -> list[Row]:
     for _ in range(place.repeats + 2):
         marks.clear()
         start = now(place.device)
-        net(x)
+        place.call(net, x)
         whole.append(now(place.device) - start)
         before.append(marks[0] - start)
-        together.append(seconds(lambda: net.forward_tasks(x, net.tasks), place.device))
+        together.append(seconds(lambda: place.call(net.forward_tasks, x, tasks=net.tasks), place.device))
     handle.remove()
     expected = [b + count * (w - b) for b, w in zip(before[2:], whole[2:], strict=True)]
     return [
@@ -118,7 +122,7 @@ def compiled(place: Workplace) -> list[Row]:
 
         def forward(call: Callable[[Tensor], Tensor], mode: str = mode) -> None:
             with torch.set_grad_enabled(mode == "training"):
-                y = call(x)
+                y = place.call(call, x)
                 if mode == "training":
                     y.sum().backward()
 

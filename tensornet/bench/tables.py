@@ -18,6 +18,7 @@ TITLES: Mapping[str, str] = {
     "tasks": "Adding, switching, loading",
     "memory": "A hundred tasks in one process",
     "compiled": "Ten tasks under torch.compile",
+    "compiled-training": "A step of training under torch.compile",
     "rank": "A step of training against the rank of CP",
     "size": "A step of training against the size of the input",
     "number": "Against the number of tasks",
@@ -31,6 +32,7 @@ _COLUMNS: Mapping[str, tuple[str, Any]] = {
     "graphs": ("graphs", str),
     "seconds": ("ms", lambda x: f"{1e3 * x:.3g}" if x < 0.1 else f"{1e3 * x:.0f}"),
     "ratio": ("ratio", lambda x: f"{x:.2f}" if x >= 1.1 else f"{x:.3f}"),
+    "eager_ratio": ("of its own eager step", lambda x: f"{x:.2f}"),
     "multiply_adds": ("multiply-adds, millions", lambda x: f"{x / 1e6:,.0f}"),
     "multiply_adds_ratio": ("ratio of multiply-adds", lambda x: f"{x:.2f}"),
     "saved_bytes": ("saved, MiB", lambda x: f"{x / 2**20:.1f}"),
@@ -55,7 +57,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
     text = [
         f"Processor {machine['processor']}, {machine['threads']} threads of {machine['cores']} cores; "
-        f"device {machine['device']}; {machine['repeats']} rounds; Python {machine['python']}; {versions}.\n"
+        f"device {machine['device']}; {machine['precision']}; {machine['repeats']} rounds; "
+        f"Python {machine['python']}; {versions}.\n"
     ]
     for setup, measures in result["measures"].items():
         for measure, rows in measures.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tensornet.bench.clock import interleaved, ratio
-from tensornet.bench.contenders import LIMIT, Contender, contenders
+from tensornet.bench.contenders import FULL, LIMIT, Contender, contenders
 from tensornet.bench.place import Row, Workplace
 from tensornet.bench.setups import CLASSES
+
+COMPILED = (LIMIT, "CP 8", "CP 50", "PEFT LoRA 8", FULL)
+"""Whose steps are compiled where no contender is named: a compiler takes a minute for each."""
 
 
 def training(place: Workplace) -> list[Row]:
@@ -21,9 +25,9 @@ def training(place: Workplace) -> list[Row]:
     makers = {n: m for n, m in contenders().items() if not place.only or n in place.only or n == LIMIT}
     made = {name: place.made(maker) for name, maker in makers.items()}
     x, labels = place.inputs(), torch.randint(CLASSES, (place.setup.rows,), device=place.device)
-    steps = {name: step(contender, x, labels) for name, contender in made.items()}
+    steps = {name: step(place, contender, x, labels) for name, contender in made.items()}
     taken = interleaved(steps, place.repeats, place.device)
-    saved = {name: saved_for_backward(contender.model, x) for name, contender in made.items()}
+    saved = {name: saved_for_backward(contender.model, x, place.call) for name, contender in made.items()}
     return [
         {
             "contender": name,
@@ -38,19 +42,47 @@ def training(place: Workplace) -> list[Row]:
     ]
 
 
-def step(contender: Contender, x: Tensor, labels: Tensor) -> Callable[[], None]:
+def compiled_training(place: Workplace) -> list[Row]:
+    """The same step, eager and with the network under `torch.compile`, each beside the limit of its own kind.
+
+    The compiler's mode "reduce-overhead" replays launches as one graph on CUDA, and changes nothing on the CPU.
+    """
+    chosen = place.only or COMPILED
+    makers = {n: m for n, m in contenders().items() if n in chosen or n == LIMIT}
+    x, labels = place.inputs(), torch.randint(CLASSES, (place.setup.rows,), device=place.device)
+    torch._dynamo.reset()
+    eager: dict[str, Callable[[], None]] = {}
+    compiled: dict[str, Callable[[], None]] = {}
+    for name, maker in makers.items():
+        made = place.made(maker)
+        eager[name] = step(place, made, x, labels)
+        network: nn.Module = torch.compile(made.model, mode="reduce-overhead")  # type: ignore[assignment]
+        compiled[name] = step(place, replace(made, model=network), x, labels)
+    both = eager | {f"{name}, compiled": run for name, run in compiled.items()}
+    taken = interleaved(both, place.repeats, place.device)
+    rows: list[Row] = []
+    for name in makers:
+        own, other = taken[name], taken[f"{name}, compiled"]
+        against = {"seconds": median(own), "ratio": ratio(own, taken[LIMIT])}
+        rows.append({"contender": name, **against})
+        against = {"seconds": median(other), "ratio": ratio(other, taken[f"{LIMIT}, compiled"])}
+        rows.append({"contender": f"{name}, compiled", **against, "eager_ratio": ratio(other, own)})
+    return rows
+
+
+def step(place: Workplace, contender: Contender, x: Tensor, labels: Tensor) -> Callable[[], None]:
     """One step of training as a call."""
     optimizer = torch.optim.AdamW(contender.trained, lr=1e-5, fused=True)
 
     def run() -> None:
-        F.cross_entropy(contender.model(x), labels).backward()
+        F.cross_entropy(place.call(contender.model, x).float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return run
 
 
-def saved_for_backward(model: nn.Module, x: Tensor) -> int:
+def saved_for_backward(model: nn.Module, x: Tensor, call: Callable[[nn.Module, Tensor], object] = nn.Module.__call__) -> int:
     """Bytes that one forward keeps for backward, beyond the network's own parameters and buffers and its input."""
     held = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
     found: dict[int, int] = {}
@@ -64,7 +96,7 @@ def saved_for_backward(model: nn.Module, x: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
+        call(model, x)
     return sum(found.values())
 
 

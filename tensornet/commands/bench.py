@@ -17,7 +17,8 @@ _SETUP = (
     "minilm-128, tiny. May be repeated."
 )
 _MEASURE = (
-    "Measure: training, inference, operations, mixed, prefix, tasks, memory, compiled, rank, size, number. May be repeated."
+    "Measure: training, inference, operations, mixed, prefix, tasks, memory, compiled, rank, size, number, or "
+    "compiled-training, which takes minutes more. May be repeated."
 )
 
 
@@ -32,35 +33,47 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians over them are reported.")] = 10,
     threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Of products: float32, tf32, or bf16 (autocast).")] = "float32",
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of a batch, instead of those of the set-up.")] = None,
     fit: Annotated[bool, typer.Option("--fit", help="Fit the rule of paths to this machine instead, and print it.")] = False,
     json: Json = False,
 ) -> None:
     """Time training, inference and tasks against the frozen backbone and against peers, side by side in one process."""
     from tensornet.bench import clock
     from tensornet.bench.fit import fit as fitted
-    from tensornet.bench.measures import MEASURES
+    from tensornet.bench.measures import DEFAULT as MEASURES
+    from tensornet.bench.precision import find_precision, products_in, stored
     from tensornet.bench.run import Settings, run
     from tensornet.bench.setups import DEFAULT
     from tensornet.bench.tables import TITLES, table
 
     console = Console(stderr=True)
+    products = find_precision(precision)
     if fit:
-        with clock.threads(threads):
-            costs, errors = fitted(device, repeats)
-        found = {kind: cost | {"median_error": errors[kind]} for kind, cost in asdict(costs).items()}
+        with clock.threads(threads), products_in(products):
+            costs, errors = fitted(device, repeats, dtype=stored(products))
+        fits = {kind: cost | {"median_error": errors[kind]} for kind, cost in asdict(costs).items() if kind in errors}
+        if costs.own is not None:
+            fits["own"] = {"call": costs.own}
         if json:
-            print_json(found)
+            print_json(fits)
         else:
-            lines = [[kind, *(f"{number:.3g}" for number in cost.values())] for kind, cost in found.items()]
-            header = ["operation", "per call", "per multiply-add", "per number", "median error"]
-            print_table(f"Seconds on {device}, {threads} threads", header, lines)
+            header = {
+                "call": "per call",
+                "product": "per multiply-add",
+                "number": "per number",
+                "median_error": "median error",
+            }
+            lines = [[kind, *(f"{cost[key]:.3g}" if key in cost else "" for key in header)] for kind, cost in fits.items()]
+            print_table(f"Seconds on {device}, {precision}, {threads} threads", ["operation", *header.values()], lines)
         return
-    settings = Settings(setup or DEFAULT, measure or list(MEASURES), contender, repeats, threads, device, data)
+    chosen = measure or list(MEASURES)
+    settings = Settings(setup or DEFAULT, chosen, contender, repeats, threads, device, data, products, rows)
     result = run(settings, out, lambda text: console.print(text, markup=False, highlight=False))
     if json:
         typer.echo(jsons.dumps(result, indent=1))
         return
     for name, measures in result["measures"].items():
-        for measured, rows in measures.items():
-            print_table(f"{name}: {TITLES[measured].lower()}", *table(rows))
+        for measured, found in measures.items():
+            print_table(f"{name}: {TITLES[measured].lower()}", *table(found))
     console.print(f"All of it: {out / 'bench.md'} and bench.json, with pictures beside them.", markup=False, highlight=False)

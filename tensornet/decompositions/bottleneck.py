@@ -63,8 +63,8 @@ class Bottleneck(NamedTuple):
         """
         wide = torch.promote_types(weight.dtype, torch.float32)
         parts = self.to(wide)
-        rows, last = parts.rows(), weight.movedim(1, -1)
-        if weight.is_contiguous() or not last.is_contiguous():
+        rows = parts.rows()
+        if weight.is_contiguous() or not (last := weight.movedim(1, -1)).is_contiguous():
             return torch.addmm(weight.to(wide).flatten(1), parts.out, rows, alpha=scale).reshape(weight.shape)
         rows = rows.unflatten(1, (weight.shape[1], -1)).transpose(1, 2).flatten(1)
         return torch.addmm(last.to(wide).flatten(1), parts.out, rows, alpha=scale).reshape(last.shape).movedim(-1, 1)

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tensornet.decompositions import Bottleneck
 from tensornet.delta import Delta
 from tensornet.paths.compiled import compiled_layer
 from tensornet.paths.layers import Operation, add_product, product
-from tensornet.paths.lowrank import Inside, LowRankLayer, chosen, scaled
+from tensornet.paths.lowrank import Inside, LowRankLayer, chosen, output, scaled
+from tensornet.paths.rule import COSTS, ON_WEIGHT
 
 Way = Literal["auto", "weight", "activations"]
 """What a user asks for; see `AdaptedNetwork.path`."""
@@ -34,8 +36,7 @@ class Branch:
 
     def beside(self, x: Tensor) -> Tensor:
         """ΔW applied to the input of the layer, of shape (N, …, in), (N, C_in, *size), or indices."""
-        parts = self.delta.bottleneck()
-        assert parts is not None
+        x, parts = self._seen(x)
         if self.operation is None:
             return self.delta.scale * F.linear(F.embedding(x, parts.out), parts.rows().T)
         batched = self.operation.batched(x)
@@ -49,10 +50,18 @@ class Branch:
         if operation is None or operation.batched(x) is not x:
             y += self.beside(x)
             return
-        parts = self.delta.bottleneck()
-        assert parts is not None
+        x, parts = self._seen(x)
         inside = Inside(operation, parts, operation.padded(x))
         add_product(operation, y, scaled(parts.out, self.delta.scale), inside.output, inside.last)
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Bottleneck]:
+        """The input and the parts of the delta in the dtype in which they meet: autocast knows no `torch.convolution`."""
+        parts = self.delta.bottleneck()
+        assert parts is not None
+        if not (x.is_floating_point() and _autocast(x)):
+            return x, parts
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), parts.to(dtype)
 
     def takes(self, layer: nn.Module, x: Any) -> bool:
         """Whether `step` can compute this call: a batch for a frozen layer, in its dtype, under plain autograd."""
@@ -84,11 +93,16 @@ class Branch:
         assert parts is not None
         assert weight is not None
         x = operation.padded(x)
+        costs = COSTS[x.device.type]
         if torch.compiler.is_compiling():
+            if costs.own is not None and allowed != "activations":
+                return output(x, parts, weight, bias, scale, operation, ON_WEIGHT)
             if allowed != "activations" and not torch.is_grad_enabled():
                 allowed = "kept"
             return compiled_layer(x, parts, weight, bias, scale, allowed, number)
         path = chosen(operation, x, parts, weight, allowed)
+        if costs.plain(path):
+            return output(x, parts, weight, bias, scale, operation, path)
         y: Tensor = LowRankLayer.apply(x, *parts, weight, bias, scale, operation, path)  # type: ignore[no-untyped-call]
         return y
 

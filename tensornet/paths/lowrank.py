@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tensornet.decompositions.bottleneck import Bottleneck
 from tensornet.paths.layers import Linear, Operation, add_product, outer, product
-from tensornet.paths.rule import ALLOWED, COSTS, Call, Core, Path, choose
+from tensornet.paths.rule import COSTS, THROUGH_RANK, Call, Core, Path, choose
 
 
 class LowRankLayer(torch.autograd.Function):
@@ -92,9 +92,8 @@ def gradients(
 
 def chosen(operation: Operation, x: Tensor, parts: Bottleneck, weight: Tensor, allowed: str) -> Path:
     """The path of one call with the padded input ``x``, of those that are ``allowed``; see `ALLOWED`."""
-    paths = ALLOWED[allowed]
-    if len(paths) == 1:
-        return paths[0]
+    if allowed == "activations":
+        return THROUGH_RANK
     kernel = weight.shape[2:].numel()
     outputs = operation.outputs(tuple(x.shape))
     inputs = outputs if operation.pointwise else x.numel() // weight.shape[1]
@@ -102,7 +101,7 @@ def chosen(operation: Operation, x: Tensor, parts: Bottleneck, weight: Tensor, a
     core: Core = "none" if parts.core is None or operation.pointwise else "full" if parts.core.ndim == 3 else "diagonal"
     rank = parts.out.shape[1]
     call = Call(outputs, inputs, weight.shape[0], weight.shape[1], kernel, rank, rank if core == "none" else into, core)
-    return choose(call, COSTS[x.device.type], paths)
+    return choose(call, COSTS[x.device.type], allowed)
 
 
 class Inside:

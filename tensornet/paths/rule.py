@@ -4,6 +4,9 @@ Each step of training has two ways. On the weight: build W + ΔW and compute as 
 factors from the dense gradient of the weight. Through the rank: compute with W, and add what goes through the bottleneck.
 The rule adds up what each way costs from three numbers per kind of operation, fitted to measurements
 (`tensornet bench --fit`), and takes the cheaper one.
+
+On an accelerator, what takes long is often the processor that launches the operations. There, a step that is on the weight
+throughout is left to plain autograd, which launches the fewest, and keeps W + ΔW for the backward.
 """
 
 from __future__ import annotations
@@ -12,14 +15,13 @@ import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Way = Literal["weight", "rank"]
 Core = Literal["none", "diagonal", "full"]
 
 
-@dataclass(frozen=True)
-class Path:
+class Path(NamedTuple):
     """How one layer is computed: the way of its output, of the gradient of its input, and of those of its factors."""
 
     forward: Way
@@ -28,6 +30,7 @@ class Path:
 
 
 THROUGH_RANK = Path("rank", "rank", "rank")
+ON_WEIGHT = Path("weight", "weight", "weight")
 _GRADIENTS: tuple[tuple[Way, Way], ...] = (("weight", "rank"), ("rank", "rank"), ("weight", "weight"))
 _WAYS: tuple[Way, ...] = ("weight", "rank")
 PATHS = tuple(Path(forward, inputs, factors) for forward in _WAYS for inputs, factors in _GRADIENTS)
@@ -41,8 +44,7 @@ ALLOWED: Mapping[str, tuple[Path, ...]] = {
 """What a user asks for, and what eval mode allows: there, a kept W + ΔW gives the same bits without gradients."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of an adapted layer, in numbers.
 
     Attributes:
@@ -75,14 +77,26 @@ class Cost:
         return self.call + self.product * products + self.number * numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # looked up by identity, in every call of a layer
 class Costs:
-    """What the operations of a device cost: thin products, convolutions, depthwise convolutions, sums W + out · rows."""
+    """What the operations of a device cost.
+
+    Attributes:
+        thin, dense, depthwise: products with thin matrices, convolutions, depthwise convolutions.
+        build: sums W + out · rows.
+        own: seconds by which a step of autograd of our own is dearer than the plain one; None where the plain one is never
+            taken, because it would keep W + ΔW for the backward.
+    """
 
     thin: Cost
     dense: Cost
     depthwise: Cost
     build: Cost
+    own: float | None = None
+
+    def plain(self, path: Path) -> bool:
+        """Whether a step on this path is left to plain autograd."""
+        return self.own is not None and path == ON_WEIGHT
 
     def total(self, call: Call, path: Path) -> float:
         """Seconds that a training step spends beyond the frozen layer."""
@@ -95,8 +109,9 @@ class Costs:
         seconds = build if path.forward == "weight" else outputs + inputs + core
         if path.factors == "weight":
             dense = self.dense.of(c.outputs * weight, c.outputs * c.out + c.inputs * c.into + weight)
-            return seconds + build + dense + 2 * self.thin.of(c.rank_out * weight, weight)
-        seconds += 2 * outputs + 2 * inputs + 3 * core
+            seconds += dense + 2 * self.thin.of(c.rank_out * weight, weight)
+            return seconds if self.plain(path) else seconds + build + (self.own or 0)
+        seconds += (self.own or 0) + 2 * outputs + 2 * inputs + 3 * core
         return seconds + (build if path.inputs == "weight" else inputs or core)
 
     def _has_into(self, call: Call) -> bool:
@@ -112,9 +127,9 @@ class Costs:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(call: Call, costs: Costs, allowed: tuple[Path, ...] = PATHS) -> Path:
-    """The cheapest of the ``allowed`` paths for one call; among equals the first."""
-    return min(allowed, key=lambda path: costs.total(call, path))
+def choose(call: Call, costs: Costs, allowed: str = "auto") -> Path:
+    """The cheapest path for one call, of those that are ``allowed``; among equals the first. See `ALLOWED`."""
+    return min(ALLOWED[allowed], key=lambda path: costs.total(call, path))
 
 
 # fitted on two cores of an AMD EPYC of the fourth generation (Zen 4, AVX-512), float32, PyTorch 2.13
@@ -124,12 +139,13 @@ _CPU = Costs(
     depthwise=Cost(7.8e-5, 8e-11, 0.0),
     build=Cost(1.4e-5, 1.2e-11, 5.7e-11),
 )
-# not fitted: estimates from the rates and launch times of a current data-centre GPU
+# fitted on an NVIDIA H100 (80 GB HBM3), TF32 products, channels last, PyTorch 2.11
 _CUDA = Costs(
-    thin=Cost(8e-6, 1e-13, 4e-12),
-    dense=Cost(1.5e-5, 6e-14, 2e-12),
-    depthwise=Cost(1.5e-5, 2e-13, 4e-12),
-    build=Cost(1e-5, 1e-13, 2e-12),
+    thin=Cost(1.6e-5, 8.7e-16, 1.1e-12),
+    dense=Cost(2.6e-5, 9.2e-15, 2.3e-13),
+    depthwise=Cost(3e-5, 0.0, 0.0),
+    build=Cost(5.6e-5, 0.0, 0.0),
+    own=4e-4,
 )
 COSTS = defaultdict(lambda: _CUDA, cpu=_CPU)
 """By device type; of other accelerators as of CUDA. May be replaced by what `tensornet bench --fit` finds on a machine."""
