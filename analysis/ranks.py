@@ -54,7 +54,11 @@ def run_ranks(grid: Grid, progress: bool = True, before: Callable[[Run, int], No
 
     Returns:
         Why each run that failed did, by its label.
+
+    Raises:
+        RecipeError: as `Grid.done`.
     """
+    grid.done()
     failed = {}
     for i, run in enumerate(sorted(grid.runs, key=lambda run: run.seed)):
         if grid.finished(run) is None:

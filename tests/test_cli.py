@@ -189,6 +189,7 @@ def test_variants_seeds_and_selection(data_root, tmp_path):
     ran(*args, "--variant", "head")
     assert len(json.loads((tmp_path / "out/results.json").read_text())["runs"]) == 4, "results of other variants stay"
     assert "began with 0 here and begins with 1 now" in refused(*args, "--set", "train.seeds=[1]")
+    assert "began with 0 here" in refused(*args, "--set", "train.seeds=[1]", "--check")
 
 
 def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):

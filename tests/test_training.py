@@ -364,7 +364,19 @@ def test_a_start_from_a_teacher_brings_full_fine_tuning(data_root, tmp_path):
 
 def test_a_start_from_a_teacher_is_of_deltas():
     with pytest.raises(ValueError, match='needs the method "adapt"'):
-        settings(start="teacher", method="full", distill={"teacher": "any"})
+        settings(start="teacher", method="peft-lora", distill={"teacher": "any"})
+
+
+def test_a_setting_that_reaches_every_variant_makes_full_fine_tuning_the_teacher_of_the_others(data_root, tmp_path):
+    variants = (
+        '[variants.full]\ntrain = { method = "full", lr = 5e-3 }\n[variants.cp]\n[variants.none]\nadapt = { rank = 1 }\n'
+    )
+    (tmp_path / "r.toml").write_text((data_root / "recipe.toml").read_text() + variants)
+    plain, taught = (load_recipe(str(tmp_path / "r.toml"), sets) for sets in ((), ("train.start=teacher",)))
+    assert taught["full"] == plain["full"]
+    for name in ("cp", "none"):
+        assert taught[name].train.start == "teacher"
+        assert taught[name].train.distill.teacher == "full"
 
 
 def test_mixed_pairs_are_between_an_image_and_its_partner():

@@ -39,8 +39,7 @@ def ranks(
         raise ConfigError(f"say with --variant which variant of {recipe} to vary. {near(variant, recipes)}")
     grid = Grid(rank_recipes(recipes[variant], rank or RANKS, seeds), data, out, task)
     console = Console(stderr=True)
-    done = sum(grid.finished(run) is not None for run in grid.runs)
-    console.print(f"{len(grid.runs)} runs, {done} done; results go to {out}", markup=False, highlight=False)
+    console.print(f"{len(grid.runs)} runs, {grid.done()} done; results go to {out}", markup=False, highlight=False)
     if check:
         return
     failed = run_ranks(

@@ -30,7 +30,7 @@ def train(
     recipes = load_recipe(recipe, settings)
     grid = Grid(recipes, data, out, task, variant, seed)
     console = Console(stderr=True)
-    done = sum(grid.finished(run) is not None for run in grid.runs)
+    done = grid.done()
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
     console.print(f"{runs}, {done} done; results go to {out}", markup=False, highlight=False)
     if check:

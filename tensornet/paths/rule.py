@@ -145,7 +145,7 @@ _CUDA = Costs(
     dense=Cost(2.6e-5, 9.2e-15, 2.3e-13),
     depthwise=Cost(3e-5, 0.0, 0.0),
     build=Cost(5.6e-5, 0.0, 0.0),
-    own=4e-4,
+    own=2.8e-4,
 )
 COSTS = defaultdict(lambda: _CUDA, cpu=_CPU)
 """By device type; of other accelerators as of CUDA. May be replaced by what `tensornet bench --fit` finds on a machine."""

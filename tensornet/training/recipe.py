@@ -116,9 +116,11 @@ class Train(_Table):
     @model_validator(mode="before")
     @classmethod
     def _names_the_teacher_it_starts_from(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("start") == "teacher" and given.get("distill") is None:
-            return {**given, "distill": {"teacher": FULL}}
-        return given
+        if not isinstance(given, Mapping) or given.get("start") != "teacher":
+            return given
+        if given.get("method") == "full":  # the teacher itself, where a setting reaches every variant
+            return {key: value for key, value in given.items() if key != "start"}
+        return given if given.get("distill") is not None else {**given, "distill": {"teacher": FULL}}
 
     @model_validator(mode="after")
     def _can_start_from_a_teacher(self) -> Train:

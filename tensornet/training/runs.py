@@ -183,6 +183,15 @@ class Grid:
             raise RecipeError(str(self.out), [f"{self._record(run)} was made with other settings: {advice}"])
         return row
 
+    def done(self) -> int:
+        """How many of the runs are done already.
+
+        Raises:
+            RecipeError: the output folder holds results of other settings, or begins with another seed.
+        """
+        self._check_first_seeds()
+        return sum(self.finished(run) is not None for run in self.runs)
+
     def execute(self, run: Run, progress: bool = True) -> Row:
         """Train one run, write its task and its result, and return the result.
 
@@ -247,11 +256,9 @@ class Grid:
         """Every result in turn, those that are missing made now; `results.json` is written after each.
 
         Raises:
-            RecipeError: the output folder holds results of other settings, or begins with another seed.
+            RecipeError: as `done`.
         """
-        self._check_first_seeds()
-        for run in self.runs:
-            self.finished(run)
+        self.done()
         make_folder(self.out)
         for i, run in enumerate(self.runs):
             row = self.finished(run)
