@@ -47,6 +47,17 @@ def test_rows_in_eval(decomposition, path, names):
     check(net, torch.randn(len(names), 3, 8, 8, dtype=torch.float64), names)
 
 
+@pytest.mark.parametrize("decomposition", DECOMPOSITIONS)
+def test_rows_under_autocast(decomposition):
+    net, names = network(ResNet(), 8, decomposition).float(), ["a", "b", "c", None, "a"]
+    x = torch.randn(len(names), 3, 8, 8)
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
+        found, wanted = net(x, tasks=names), alone(net, x, names)
+    for own, other in zip(found, wanted, strict=True):
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own, other, rtol=3e-2, atol=3e-2 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("path", ["auto", "weight"])
 def test_one_step_of_training(path):
     names = ["a", "b", "a", "c", "b", "a", "c"]

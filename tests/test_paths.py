@@ -151,6 +151,22 @@ def test_autocast(name):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in task.parameters())
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=2)])
+def test_autocast_through_the_rank_of_any_layer(layer):
+    net = tn.adapt(nn.Sequential(layer), tn.AdaptConfig("cp", rank=2, head="none", targets=r".*"))
+    task = trained(net.add_task("t"))
+    net.set_task("t")
+    net.path = "activations"
+    for x in (torch.randn(2, layer.in_channels, 5, 5), torch.randn(layer.in_channels, 5, 5)):
+        exact = net(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            y = net(x)
+        assert y.dtype == torch.bfloat16
+        assert float((y.float() - exact).norm().detach() / exact.norm().detach()) < 3e-2
+        y.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in task.parameters())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_depth_slices_compute_like_dense_ones(name):
     net = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)), nn.Conv2d(4, 2, 1)).double()
