@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def load_backbone(
     return backbone
 
 
-def load_weights(backbone: nn.Module, path: Path) -> None:
-    """Fill a network from a safetensors file with the keys of its state dict.
+def load_weights(backbone: nn.Module, path: Path, without: Container[str] = ()) -> None:
+    """Fill a network from a safetensors file with the keys of its state dict, but those ``without`` which it may be.
 
     Raises:
         BackboneError: it cannot be read, or does not fit; every key that does not is listed.
@@ -75,13 +75,15 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"weights {path} cannot be read: {error}") from None
     own = backbone.state_dict()
-    wrong = [f"{k}: missing" for k in own if k not in state] + [f"{k}: unknown" for k in state if k not in own]
+    wrong = [f"{k}: missing" for k in own if k not in state and k not in without] + [
+        f"{k}: unknown" for k in state if k not in own
+    ]
     wrong += [
         f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape
     ]
     if wrong:
         raise BackboneError(f"weights {path} do not fit the network:" + "".join(f"\n  - {line}" for line in wrong[:20]))
-    backbone.load_state_dict(state)
+    backbone.load_state_dict(own | state)
 
 
 def _hub(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:

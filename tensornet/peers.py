@@ -44,9 +44,9 @@ def loha(backbone: nn.Module, rank: int, head: str | None, options: Mapping[str,
 
 def locon(backbone: nn.Module, rank: int, head: str | None, options: Mapping[str, Any]) -> nn.Module:
     """LoCon of LyCORIS. Yeh et al., arXiv 2309.14859."""
-    logging.getLogger("LyCORIS").setLevel(logging.WARNING)  # it tells every layer that it wraps
     from lycoris import LycorisNetwork, create_lycoris
 
+    logging.getLogger("LyCORIS").setLevel(logging.WARNING)  # it tells every layer that it wraps, on standard output
     names = _without_groups(backbone, head)
     trained = norms_and_head(backbone.requires_grad_(False), head)
     LycorisNetwork.apply_preset({"target_name": names, "target_module": []})
@@ -54,8 +54,19 @@ def locon(backbone: nn.Module, rank: int, head: str | None, options: Mapping[str
         backbone, 1.0, linear_dim=rank, linear_alpha=rank, conv_dim=rank, conv_alpha=rank, algo="lora", **options
     )
     network.apply_to()
-    backbone.peer = network
-    return _trained(backbone, trained)
+    return _trained(_Beside(backbone, network), trained)
+
+
+class _Beside(nn.Module):
+    """A backbone whose layers call adapters that are kept beside it: inside, a sequence of layers would call them too."""
+
+    def __init__(self, backbone: nn.Module, adapters: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.adapters = adapters
+
+    def forward(self, x: Any) -> Any:
+        return self.backbone(x)
 
 
 PEERS: dict[str, Peer] = {"peft-lora": lora, "peft-lokr": lokr, "peft-loha": loha, "lycoris-locon": locon}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tensornet as tn
 from tensornet.errors import RecipeError
@@ -104,6 +104,22 @@ def test_evaluate_agrees_with_training(trained_run, data_root):
     rows = json.loads(ran("evaluate", trained_run, "--data", data_root, "--json"))
     assert {row["task"]: row["value"] for row in rows} == {row["task"]: row["trained_value"] for row in rows}
     assert "folders" in ran("evaluate", trained_run, "--data", data_root, "--task", "folders")
+
+
+@pytest.mark.parametrize("method", ["full", "peft-lora", "peft-lokr", "lycoris-locon"])
+def test_evaluate_tests_what_is_no_task_as_it_was_written(method, data_root, tmp_path):
+    out = tmp_path / "out"
+    args = ("train", data_root / "recipe.toml", "--data", data_root, "--out", out, "--task", "folders")
+    (trained,) = json.loads(ran(*args, "--set", f"train.method={method}", "--set", "train.epochs=3", "--json"))
+    (row,) = json.loads(ran("evaluate", out, "--data", data_root, "--json"))
+    assert row["value"] == row["trained_value"] == trained["value"]
+    file = out / "models/folders.safetensors"
+    state = load_file(file)
+    del state[next(iter(state))]
+    save_file(state, file)
+    assert "missing" in refused("evaluate", out, "--data", data_root)
+    file.unlink()
+    assert "no trained tasks" in refused("evaluate", out, "--data", data_root)
 
 
 def test_inspect_and_merge(trained_run, data_root, tmp_path):

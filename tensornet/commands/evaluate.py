@@ -16,7 +16,12 @@ def evaluate(
     task: Annotated[list[str], typer.Option(help="Only this task. May be repeated.")] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Load every saved task of a run into the one backbone of its variant and test it on its test split."""
+    """Load every saved task of a run into the one backbone of its variant and test it on its test split.
+
+    Whole networks, and networks with a peer's adapters, are tested as they were written.
+    """
+    from torch import nn
+
     from tensornet.data.images import Images
     from tensornet.errors import TaskFileError
     from tensornet.network import AdaptedNetwork
@@ -26,15 +31,19 @@ def evaluate(
 
     grid = Grid(recorded_recipes(run), data, run, task)
     networks: dict[str, AdaptedNetwork] = {}
+    net: nn.Module
     rows: list[dict[str, Any]] = []
     for one in grid.runs:
-        folder = one.folder(run)
-        if not folder.is_dir():
+        written = grid.written(one)
+        if written is None:
             continue
-        if one.variant not in networks:
-            networks[one.variant] = grid.network(one.recipe)
-        net = networks[one.variant]
-        net.set_task(net.load_task(folder, f"{one.task.name} seed {one.seed}").name)
+        if written.is_dir():
+            if one.variant not in networks:
+                networks[one.variant] = grid.network(one.recipe)
+            net = networks[one.variant]
+            net.set_task(net.load_task(written, f"{one.task.name} seed {one.seed}").name)
+        else:
+            net = grid.trained(one)
         images = Images(grid.splits(one.task)[1], one.recipe.input.stored)
         before = grid.finished(one)
         rows.append(
@@ -49,7 +58,7 @@ def evaluate(
             }
         )
     if not rows:
-        raise TaskFileError(f"{run} holds no task folders yet")
+        raise TaskFileError(f"{run} holds no trained tasks yet")
     if json:
         print_json(rows)
         return

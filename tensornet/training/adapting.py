@@ -107,18 +107,32 @@ def headed(net: AdaptedNetwork, classes: int) -> nn.Module:
     return net.merged("base")
 
 
-def saved_network(net: AdaptedNetwork, path: Path, classes: int) -> nn.Module:
-    """The network that a training wrote: a task folder, or a checkpoint of the whole network.
+def saved_network(net: AdaptedNetwork, path: Path, classes: int, settings: Train | None = None) -> nn.Module:
+    """The network that a training wrote: a task folder, or a checkpoint of what was trained.
+
+    Args:
+        net: has no task called "base".
+        path: of the folder or file.
+        classes: of the task.
+        settings: of the training, where a checkpoint may hold a peer's adapters; else it holds the whole network.
 
     Raises:
         BackboneError: the checkpoint cannot be read, or does not fit.
         TaskFileError, MismatchError: the task cannot be read, or is of another backbone.
+        RecipeError, MissingExtraError: as `peer_network`.
     """
     if path.is_dir():
         return net.merged(net.load_task(path).name)
     model = headed(net, classes)
-    load_weights(model, path)
+    if settings is not None and settings.method not in ("adapt", "full"):
+        model = peer_network(net, "base", settings)
+    load_weights(model, path, without=frozen(model))
     return model
+
+
+def frozen(model: nn.Module) -> set[str]:
+    """The names of the parameters that are not trained."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def fresh_head(net: AdaptedNetwork, classes: int) -> nn.Linear:

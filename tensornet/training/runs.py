@@ -19,7 +19,7 @@ from tensornet.data.images import Images, check_readable
 from tensornet.data.sources import Split, held_out, read_domain
 from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
-from tensornet.training.adapting import Row, result, saved_network, train_task
+from tensornet.training.adapting import Row, frozen, result, saved_network, train_task
 from tensornet.training.batches import as_trained
 from tensornet.training.checks import try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
@@ -219,8 +219,8 @@ class Grid:
         else:
             path = run.model_file(self.out)
             make_folder(path.parent)
-            frozen = {k for k, v in adapted.model.named_parameters() if not v.requires_grad}
-            state = {k: v for k, v in adapted.model.state_dict().items() if k not in frozen}
+            left = frozen(adapted.model)
+            state = {k: v for k, v in adapted.model.state_dict().items() if k not in left}
             write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
         row = result(run.variant, net, name, settings, run.seed, adapted) | {"digest": run.digest}
         make_folder(self._record(run).parent)
@@ -233,10 +233,25 @@ class Grid:
         other = run.teacher
         if other is None:
             return None
-        path = other.folder(self.out) if other.recipe.train.method == "adapt" else other.model_file(self.out)
-        if self.finished(other) is None or not path.exists():
+        if self.finished(other) is None or self.written(other) is None:
             self.execute(other, progress)
-        return saved_network(self.network(other.recipe), path, len(self._splits[run.task][0].classes))
+        return self.trained(other)
+
+    def written(self, run: Run) -> Path | None:
+        """The task folder or the file of a network that a run wrote; None where there is none."""
+        path = run.folder(self.out) if run.recipe.train.method == "adapt" else run.model_file(self.out)
+        return path if path.exists() else None
+
+    def trained(self, run: Run) -> nn.Module:
+        """The network that a run wrote.
+
+        Raises:
+            BackboneError, TaskFileError, MismatchError, RecipeError, MissingExtraError: as `saved_network`.
+        """
+        path = self.written(run)
+        assert path is not None
+        classes = len(self._splits[run.task][0].classes)
+        return saved_network(self.network(run.recipe), path, classes, run.recipe.train)
 
     def results(self) -> list[Row]:
         """The results of all finished runs; also written to `results.json` and, as a table, to `results.md`."""
