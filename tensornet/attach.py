@@ -123,6 +123,12 @@ class Attached(nn.Module):
                 return y + slot.branch.beside(*args)
         return super().forward(*args, **kwargs)
 
+    def train(self, mode: bool = True) -> Attached:
+        if mode != self.training:
+            self._slot.cache.clear()  # training may leave no trace to compare, as steps replayed from a CUDA graph do not
+        super().train(mode)
+        return self
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (self._base, _properties(type(self)), isinstance(self, AttachedFrozen)), self.__dict__
 

@@ -245,6 +245,20 @@ def test_a_cached_weight_is_never_stale(edit, request):
         assert not torch.equal(after, before.to(after.dtype))
 
 
+def test_what_is_kept_is_dropped_between_training_and_evaluation():
+    net = resnet()
+    net.add_task("t")
+    net.set_task("t")
+    slot = net.backbone.conv1._slot
+    with torch.no_grad():
+        net(images())
+        kept = slot.cache["weight"]
+        net.eval()(images())
+        assert slot.cache["weight"] is kept
+        net.train()
+        assert not slot.cache
+
+
 def test_deepcopy_is_independent():
     net = resnet()
     trained(net.add_task("t"))
