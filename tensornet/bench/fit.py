@@ -102,9 +102,11 @@ class Drawn(NamedTuple):
     dtype: torch.dtype
 
     def tensor(self, *size: int) -> Tensor:
+        """Of this size."""
         return torch.randn(size, device=self.device, dtype=self.dtype)
 
     def images(self, rows: int, channels: int, size: int) -> Tensor:
+        """Of shape (rows, channels, size, size)."""
         images = self.tensor(rows, channels, size, size)
         return images if self.device == "cpu" else images.contiguous(memory_format=torch.channels_last)
 
