@@ -69,7 +69,7 @@ def test_a_backbone_that_is_not_there_is_left_out(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_other_measures(monkeypatch):
     # the graphs are counted; the real compiler, which takes a minute, is tested elsewhere
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs: graph.forward)
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **options: graph.forward)
     setup = find_setup("tiny")
     place = Workplace(setup, setup.build(None), "cpu", 2)
     weighed = MEASURES["memory"](place)[0]
