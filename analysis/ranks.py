@@ -9,8 +9,9 @@ import pandas as pd
 
 from tensornet.config import NONE
 from tensornet.errors import ConfigError, TaskFileError
+from tensornet.training.grid import Grid
 from tensornet.training.recipe import Recipe
-from tensornet.training.runs import Grid, Run
+from tensornet.training.run import Run
 
 RANKS = (0, 1, 2, 4, 8, 16, 32)
 """0 is a task of norm layers and head alone."""

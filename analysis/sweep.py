@@ -18,7 +18,8 @@ from tensornet.atomic import write_file
 from tensornet.errors import ConfigError, TaskFileError
 from tensornet.files import TaskFile, read_task, rewrite_task
 from tensornet.training.fit import evaluate
-from tensornet.training.runs import Grid, Run
+from tensornet.training.grid import Grid
+from tensornet.training.run import Run
 from tensornet.training.statistics import reestimate as estimate
 
 POINTS = 9

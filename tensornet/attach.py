@@ -112,10 +112,8 @@ class Attached(nn.Module):
             return slot.replacement(*args, **kwargs)
         if slot.branch is not None and len(args) == 1 and not kwargs:
             on_activations = slot.way == "activations"
-            compiling = torch.compiler.is_compiling()
-            if (on_activations or compiling or torch.is_grad_enabled()) and slot.branch.takes(self, args[0]):
-                if self.training and not compiling:
-                    slot.cache.clear()  # the factors are about to change
+            wanted = on_activations or torch.is_grad_enabled() or torch.compiler.is_compiling()
+            if wanted and slot.branch.takes(self, args[0]):
                 return slot.branch.step(self, args[0], slot.way, slot.number)
             if on_activations:
                 with slot.reading_the_backbone():

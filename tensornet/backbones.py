@@ -64,8 +64,8 @@ def load_backbone(
     return backbone
 
 
-def load_weights(backbone: nn.Module, path: Path, without: Container[str] = ()) -> None:
-    """Fill a network from a safetensors file with the keys of its state dict, but those ``without`` which it may be.
+def load_weights(backbone: nn.Module, path: Path, optional: Container[str] = ()) -> None:
+    """Fill a network from a safetensors file with the keys of its state dict; it may lack ``optional`` ones.
 
     Raises:
         BackboneError: it cannot be read, or does not fit; every key that does not is listed.
@@ -75,9 +75,8 @@ def load_weights(backbone: nn.Module, path: Path, without: Container[str] = ()) 
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"weights {path} cannot be read: {error}") from None
     own = backbone.state_dict()
-    wrong = [f"{k}: missing" for k in own if k not in state and k not in without] + [
-        f"{k}: unknown" for k in state if k not in own
-    ]
+    wrong = [f"{k}: missing" for k in own if k not in state and k not in optional]
+    wrong += [f"{k}: unknown" for k in state if k not in own]
     wrong += [
         f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape
     ]

@@ -69,7 +69,13 @@ def test_a_backbone_that_is_not_there_is_left_out(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_other_measures(monkeypatch):
     # the graphs are counted; the real compiler, which takes a minute, is tested elsewhere
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **options: graph.forward)
+    asked = []
+
+    def compiler(graph, inputs, **options):
+        asked.append(options.get("config_patches", {}))
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compiler)
     setup = find_setup("tiny")
     place = Workplace(setup, setup.build(None), "cpu", 2)
     weighed = MEASURES["memory"](place)[0]
@@ -83,9 +89,12 @@ def test_the_other_measures(monkeypatch):
         assert whole["operation"] == "all together"
         assert sum(row["seconds"] for row in parts) == pytest.approx(whole["seconds"])
     assert any(row["operation"].endswith("bmm") for row in spent if row["contender"] == "CP 8")
+    asked.clear()
     steps = {row["contender"]: row for row in MEASURES["compiled-training"](replace(place, only=("CP 8",)))}
+    assert [options["triton.cudagraphs"] for options in asked] == [True, True], "two networks, one graph each"
     assert list(steps) == [LIMIT, f"{LIMIT}, compiled", "CP 8", "CP 8, compiled"]
-    assert steps["CP 8, compiled"]["eager_ratio"] > 0
+    assert steps[LIMIT]["ratio"] == steps[f"{LIMIT}, compiled"]["ratio"] == 1
+    assert ["eager_ratio" in row for row in steps.values()] == [False, True, False, True]
     ranks = MEASURES["rank"](place)
     work = [row["multiply_adds"] for row in ranks]
     assert work == sorted(work)
@@ -149,7 +158,15 @@ def test_fitting_on_this_machine(monkeypatch):
     for cost in found.values():
         assert all(value >= 0 for value in cost.values())
         assert cost["call"] + cost["product"] + cost["number"] > 0
-    assert fit._own(fit.Drawn("cpu", torch.float32), 1) >= 0  # what is fitted off the CPU only
+
+
+def test_fitting_off_the_cpu_asks_what_a_step_of_our_own_costs_more(monkeypatch):
+    taken = {"own": 5.0, "plain": 2.0}
+    monkeypatch.setattr(fit, "typical", lambda run, repeats, device: (run(), taken[run.__name__])[1])
+    drawn = fit.Drawn("cpu", torch.float32)
+    assert fit._own(drawn, 1) == 3.0
+    taken["own"] = 1.0
+    assert fit._own(drawn, 1) == 0.0, "noise"
 
 
 def test_contenders_take_turns():

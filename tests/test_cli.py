@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import tensornet as tn
 from tensornet.errors import RecipeError
+from tensornet.training.grid import Grid
 from tensornet.training.reading import load_recipe, shipped
-from tensornet.training.runs import Grid
 from tests.commands import HUB, RECIPE, ran, refused, tensornet
 from tests.images import image_folder, lists
 

@@ -17,11 +17,11 @@ from tensornet.data.sources import Split, held_out
 from tensornet.errors import ConfigError, DataError, RecipeError
 from tensornet.peers import PEERS, norms_and_head, with_peer
 from tensornet.training.adapting import train_task
+from tensornet.training.grid import Grid
 from tensornet.training.optimizer import groups
 from tensornet.training.reading import load_recipe
 from tensornet.training.recipe import Input, Train
 from tensornet.training.recorded import recorded_recipes
-from tensornet.training.runs import Grid
 from tensornet.training.start import begin, expected_norm, probe, take_factors
 from tests.commands import ran, refused, tensornet
 from tests.toys import ResNet
@@ -369,12 +369,13 @@ def test_a_start_from_a_teacher_is_of_deltas():
 
 def test_a_setting_that_reaches_every_variant_makes_full_fine_tuning_the_teacher_of_the_others(data_root, tmp_path):
     variants = (
-        '[variants.full]\ntrain = { method = "full", lr = 5e-3 }\n[variants.cp]\n[variants.none]\nadapt = { rank = 1 }\n'
+        '[variants.full]\ntrain = { method = "full", lr = 5e-3 }\n'
+        '[variants.cp]\n[variants.head]\nadapt = { decomposition = "none" }\n'
     )
     (tmp_path / "r.toml").write_text((data_root / "recipe.toml").read_text() + variants)
     plain, taught = (load_recipe(str(tmp_path / "r.toml"), sets) for sets in ((), ("train.start=teacher",)))
     assert taught["full"] == plain["full"]
-    for name in ("cp", "none"):
+    for name in ("cp", "head"):
         assert taught[name].train.start == "teacher"
         assert taught[name].train.distill.teacher == "full"
 
@@ -403,7 +404,7 @@ def test_mixed_labels_count_by_their_shares(net, images, monkeypatch):
 
 def test_keys_at_their_defaults_are_no_part_of_the_settings(data_root, tmp_path, monkeypatch):
     hashed = []
-    monkeypatch.setattr("tensornet.training.runs.json.dumps", lambda parts, **_: hashed.append(parts) or repr(parts))
+    monkeypatch.setattr("tensornet.training.run.json.dumps", lambda parts, **_: hashed.append(parts) or repr(parts))
 
     def digest(*changes):
         grid = Grid(load_recipe(str(data_root / "recipe.toml"), changes), data_root, tmp_path, ["folders"])

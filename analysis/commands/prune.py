@@ -136,8 +136,8 @@ def _sweep(
     from analysis.sweep import sweep
     from tensornet.atomic import write_file
     from tensornet.errors import ConfigError
+    from tensornet.training.grid import Grid
     from tensornet.training.recorded import recorded_recipes
-    from tensornet.training.runs import Grid
 
     console = Console(stderr=True)
     recorded = recorded_recipes(run)

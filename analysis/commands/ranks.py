@@ -31,8 +31,8 @@ def ranks(
     from analysis.tables import pairs
     from tensornet.atomic import write_file
     from tensornet.errors import ConfigError, RecipeError, near
+    from tensornet.training.grid import Grid
     from tensornet.training.reading import load_recipe
-    from tensornet.training.runs import Grid
 
     recipes = load_recipe(recipe, settings)
     if variant not in recipes:

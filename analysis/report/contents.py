@@ -17,7 +17,7 @@ from tensornet.errors import TaskFileError
 from tensornet.files import TaskFile, read_task
 from tensornet.training.recipe import Recipe
 from tensornet.training.recorded import recorded_recipes, recorded_results
-from tensornet.training.runs import Run
+from tensornet.training.run import Run
 from tensornet.training.table import table
 
 KINDS = ("delta", "relative", "per_parameter")

@@ -15,8 +15,8 @@ from tensornet.network import AdaptedNetwork
 from tensornet.training.adapting import headed, saved_network, train_task
 from tensornet.training.batches import as_tested
 from tensornet.training.fit import evaluate
+from tensornet.training.grid import Grid
 from tensornet.training.reading import load_recipe
-from tensornet.training.runs import Grid
 
 HEAD_EPOCHS = 3
 """Of a head on frozen features, before gradients are taken: those of a random head say nothing."""

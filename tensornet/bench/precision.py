@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -13,8 +13,6 @@ from tensornet.errors import UnknownNameError
 Precision = Literal["float32", "tf32", "bf16"]
 """float32 exactly; float32 whose products keep ten bits of the mantissa, where a device can; bfloat16 under autocast."""
 
-PRECISIONS: Mapping[str, Precision] = {"float32": "float32", "tf32": "tf32", "bf16": "bf16"}
-
 
 def find_precision(name: str) -> Precision:
     """The precision called ``name``.
@@ -22,9 +20,11 @@ def find_precision(name: str) -> Precision:
     Raises:
         UnknownNameError: there is none.
     """
-    if name not in PRECISIONS:
-        raise UnknownNameError("precision", name, PRECISIONS)
-    return PRECISIONS[name]
+    known: tuple[Precision, ...] = get_args(Precision)
+    for precision in known:
+        if precision == name:
+            return precision
+    raise UnknownNameError("precision", name, known)
 
 
 @contextmanager

@@ -57,7 +57,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
     text = [
         f"Processor {machine['processor']}, {machine['threads']} threads of {machine['cores']} cores; "
-        f"device {machine['device']}; {machine['precision']}; {machine['repeats']} rounds; "
+        f"device {machine['device']}; {machine['precision']}; batches of {machine['rows'] or 'the set-ups'}; "
+        f"{machine['repeats']} rounds; "
         f"Python {machine['python']}; {versions}.\n"
     ]
     for setup, measures in result["measures"].items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -16,14 +16,13 @@ from tensornet.bench.contenders import FULL, LIMIT, Contender, contenders
 from tensornet.bench.place import Row, Workplace
 from tensornet.bench.setups import CLASSES
 
-COMPILED = (LIMIT, "CP 8", "CP 50", "PEFT LoRA 8", FULL)
+COMPILED = ("CP 8", "CP 50", "PEFT LoRA 8", FULL)
 """Whose steps are compiled where no contender is named: a compiler takes a minute for each."""
 
 
 def training(place: Workplace) -> list[Row]:
     """A step of training: forward, backward and AdamW; what it saves for backward, and its multiply-adds."""
-    makers = {n: m for n, m in contenders().items() if not place.only or n in place.only or n == LIMIT}
-    made = {name: place.made(maker) for name, maker in makers.items()}
+    made = _made(place, place.only or tuple(contenders()))
     x, labels = place.inputs(), torch.randint(CLASSES, (place.setup.rows,), device=place.device)
     steps = {name: step(place, contender, x, labels) for name, contender in made.items()}
     taken = interleaved(steps, place.repeats, place.device)
@@ -47,27 +46,26 @@ def compiled_training(place: Workplace) -> list[Row]:
 
     The compiler's mode "reduce-overhead" replays launches as one graph on CUDA, and changes nothing on the CPU.
     """
-    chosen = place.only or COMPILED
-    makers = {n: m for n, m in contenders().items() if n in chosen or n == LIMIT}
     x, labels = place.inputs(), torch.randint(CLASSES, (place.setup.rows,), device=place.device)
     torch._dynamo.reset()
-    eager: dict[str, Callable[[], None]] = {}
-    compiled: dict[str, Callable[[], None]] = {}
-    for name, maker in makers.items():
-        made = place.made(maker)
-        eager[name] = step(place, made, x, labels)
+    eager, compiled = "", ", compiled"
+    steps: dict[str, Callable[[], None]] = {}
+    for name, made in _made(place, place.only or COMPILED).items():
+        steps[name + eager] = step(place, made, x, labels)
         network: nn.Module = torch.compile(made.model, mode="reduce-overhead")  # type: ignore[assignment]
-        compiled[name] = step(place, replace(made, model=network), x, labels)
-    both = eager | {f"{name}, compiled": run for name, run in compiled.items()}
-    taken = interleaved(both, place.repeats, place.device)
+        steps[name + compiled] = step(place, replace(made, model=network), x, labels)
+    taken = interleaved(steps, place.repeats, place.device)
     rows: list[Row] = []
-    for name in makers:
-        own, other = taken[name], taken[f"{name}, compiled"]
-        against = {"seconds": median(own), "ratio": ratio(own, taken[LIMIT])}
-        rows.append({"contender": name, **against})
-        against = {"seconds": median(other), "ratio": ratio(other, taken[f"{LIMIT}, compiled"])}
-        rows.append({"contender": f"{name}, compiled", **against, "eager_ratio": ratio(other, own)})
+    for name, own in taken.items():
+        kind = compiled if name.endswith(compiled) else eager
+        row: Row = {"contender": name, "seconds": median(own), "ratio": ratio(own, taken[LIMIT + kind])}
+        rows.append(row | ({"eager_ratio": ratio(own, taken[name.removesuffix(kind)])} if kind else {}))
     return rows
+
+
+def _made(place: Workplace, names: Sequence[str]) -> dict[str, Contender]:
+    """The limit, and the contenders of these names that can be built here."""
+    return {name: place.made(maker) for name, maker in contenders().items() if name in names or name == LIMIT}
 
 
 def step(place: Workplace, contender: Contender, x: Tensor, labels: Tensor) -> Callable[[], None]:

@@ -39,12 +39,10 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time training, inference and tasks against the frozen backbone and against peers, side by side in one process."""
-    from tensornet.bench import clock
+    from tensornet.bench import clock, measures, setups
     from tensornet.bench.fit import fit as fitted
-    from tensornet.bench.measures import DEFAULT as MEASURES
     from tensornet.bench.precision import find_precision, products_in, stored
     from tensornet.bench.run import Settings, run
-    from tensornet.bench.setups import DEFAULT
     from tensornet.bench.tables import TITLES, table
 
     console = Console(stderr=True)
@@ -52,7 +50,7 @@ def bench(
     if fit:
         with clock.threads(threads), products_in(products):
             costs, errors = fitted(device, repeats, dtype=stored(products))
-        fits = {kind: cost | {"median_error": errors[kind]} for kind, cost in asdict(costs).items() if kind in errors}
+        fits = {kind: asdict(getattr(costs, kind)) | {"median_error": error} for kind, error in errors.items()}
         if costs.own is not None:
             fits["own"] = {"call": costs.own}
         if json:
@@ -67,13 +65,13 @@ def bench(
             lines = [[kind, *(f"{cost[key]:.3g}" if key in cost else "" for key in header)] for kind, cost in fits.items()]
             print_table(f"Seconds on {device}, {precision}, {threads} threads", ["operation", *header.values()], lines)
         return
-    chosen = measure or list(MEASURES)
-    settings = Settings(setup or DEFAULT, chosen, contender, repeats, threads, device, data, products, rows)
+    chosen = setup or setups.DEFAULT, measure or measures.DEFAULT
+    settings = Settings(*chosen, contender, repeats, threads, device, data, products, rows)
     result = run(settings, out, lambda text: console.print(text, markup=False, highlight=False))
     if json:
         typer.echo(jsons.dumps(result, indent=1))
         return
-    for name, measures in result["measures"].items():
-        for measured, found in measures.items():
+    for name, by_measure in result["measures"].items():
+        for measured, found in by_measure.items():
             print_table(f"{name}: {TITLES[measured].lower()}", *table(found))
     console.print(f"All of it: {out / 'bench.md'} and bench.json, with pictures beside them.", markup=False, highlight=False)

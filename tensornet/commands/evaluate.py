@@ -26,16 +26,16 @@ def evaluate(
     from tensornet.errors import TaskFileError
     from tensornet.network import AdaptedNetwork
     from tensornet.training import fit
+    from tensornet.training.grid import Grid
     from tensornet.training.recorded import recorded_recipes
-    from tensornet.training.runs import Grid
 
     grid = Grid(recorded_recipes(run), data, run, task)
     networks: dict[str, AdaptedNetwork] = {}
     net: nn.Module
     rows: list[dict[str, Any]] = []
     for one in grid.runs:
-        written = grid.written(one)
-        if written is None:
+        written = one.network(run)
+        if not written.exists():
             continue
         if written.is_dir():
             if one.variant not in networks:

@@ -23,8 +23,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train every task of a recipe; runs that are done are kept, and a killed run goes on from its last epoch."""
+    from tensornet.training.grid import Grid
     from tensornet.training.reading import load_recipe
-    from tensornet.training.runs import Grid
     from tensornet.training.table import table
 
     recipes = load_recipe(recipe, settings)

@@ -95,7 +95,7 @@ class Branch:
         x = operation.padded(x)
         costs = COSTS[x.device.type]
         if torch.compiler.is_compiling():
-            if costs.own is not None and allowed != "activations":
+            if costs.plain(ON_WEIGHT) and allowed != "activations":
                 return output(x, parts, weight, bias, scale, operation, ON_WEIGHT)
             if allowed != "activations" and not torch.is_grad_enabled():
                 allowed = "kept"

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from safetensors.torch import save
 from torch import nn
 
+from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_weights
 from tensornet.counting import parameters_outside
 from tensornet.data.images import Images
 from tensornet.errors import RecipeError
 from tensornet.network import AdaptedNetwork
 from tensornet.norms import find_norms
-from tensornet.peers import with_peer
+from tensornet.peers import PEERS, with_peer
 from tensornet.task import Task
 from tensornet.training.fit import Fitted, fit
 from tensornet.training.recipe import Input, Train
@@ -124,14 +126,25 @@ def saved_network(net: AdaptedNetwork, path: Path, classes: int, settings: Train
     if path.is_dir():
         return net.merged(net.load_task(path).name)
     model = headed(net, classes)
-    if settings is not None and settings.method not in ("adapt", "full"):
+    if settings is not None and settings.method in PEERS:
         model = peer_network(net, "base", settings)
-    load_weights(model, path, without=frozen(model))
+    load_weights(model, path, optional=_frozen(model))
     return model
 
 
-def frozen(model: nn.Module) -> set[str]:
-    """The names of the parameters that are not trained."""
+def save_network(model: nn.Module, path: Path) -> None:
+    """Write what was trained of a network, for `saved_network` to read.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    left = _frozen(model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in left}
+    make_folder(path.parent)
+    write_file(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}))
+
+
+def _frozen(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from tensornet.atomic import make_folder, write_file
@@ -19,54 +16,13 @@ from tensornet.data.images import Images, check_readable
 from tensornet.data.sources import Split, held_out, read_domain
 from tensornet.errors import RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
-from tensornet.training.adapting import Row, frozen, result, saved_network, train_task
+from tensornet.training.adapting import Row, result, save_network, saved_network, train_task
 from tensornet.training.batches import as_trained
 from tensornet.training.checks import try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.recorded import recorded_recipes
+from tensornet.training.run import Run
 from tensornet.training.table import markdown, table
-
-_REVISION = 2
-"""To be raised when a default of any table changes: a result of the old one would pass for one of the new."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: a task with one recipe and one seed."""
-
-    recipe: Recipe
-    variant: str
-    task: TaskEntry
-    seed: int
-    teacher: Run | None = None
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return " ".join(part for part in (self.variant, self.task.name, f"seed {self.seed}") if part)
-
-    @property
-    def place(self) -> Path:
-        """For files: a folder for each name, so that no two runs share one."""
-        return Path(self.variant, self.task.name, f"seed-{self.seed}")
-
-    @property
-    def digest(self) -> str:
-        """Of all settings the result depends on, but those at their defaults: a new key of a table changes nothing."""
-        settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"}, exclude_defaults=True)
-        settings["train"].pop("seeds", None)
-        parts = [_REVISION, settings, self.task.model_dump(mode="json"), self.seed]
-        text = json.dumps(parts if self.teacher is None else [*parts, self.teacher.digest], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def folder(self, out: Path) -> Path:
-        """Where the task is written: `tasks/` under the variant, under the seed where there are several."""
-        seeds = self.recipe.train.seeds
-        return out / self.variant / (f"seed-{self.seed}" if self.seed != seeds[0] else "") / "tasks" / self.task.name
-
-    def model_file(self, out: Path) -> Path:
-        """Where the network is written, if it is not a task of this project."""
-        return self.folder(out).parent.parent / "models" / f"{self.task.name}.safetensors"
 
 
 class Grid:
@@ -215,13 +171,9 @@ class Grid:
             progress=progress,
         )
         if settings.method == "adapt":
-            net.save_task(name, run.folder(self.out))
+            net.save_task(name, run.network(self.out))
         else:
-            path = run.model_file(self.out)
-            make_folder(path.parent)
-            left = frozen(adapted.model)
-            state = {k: v for k, v in adapted.model.state_dict().items() if k not in left}
-            write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
+            save_network(adapted.model, run.network(self.out))
         row = result(run.variant, net, name, settings, run.seed, adapted) | {"digest": run.digest}
         make_folder(self._record(run).parent)
         write_file(self._record(run), json.dumps(row, indent=1) + "\n")
@@ -233,14 +185,9 @@ class Grid:
         other = run.teacher
         if other is None:
             return None
-        if self.finished(other) is None or self.written(other) is None:
+        if self.finished(other) is None or not other.network(self.out).exists():
             self.execute(other, progress)
         return self.trained(other)
-
-    def written(self, run: Run) -> Path | None:
-        """The task folder or the file of a network that a run wrote; None where there is none."""
-        path = run.folder(self.out) if run.recipe.train.method == "adapt" else run.model_file(self.out)
-        return path if path.exists() else None
 
     def trained(self, run: Run) -> nn.Module:
         """The network that a run wrote.
@@ -248,10 +195,8 @@ class Grid:
         Raises:
             BackboneError, TaskFileError, MismatchError, RecipeError, MissingExtraError: as `saved_network`.
         """
-        path = self.written(run)
-        assert path is not None
         classes = len(self._splits[run.task][0].classes)
-        return saved_network(self.network(run.recipe), path, classes, run.recipe.train)
+        return saved_network(self.network(run.recipe), run.network(self.out), classes, run.recipe.train)
 
     def results(self) -> list[Row]:
         """The results of all finished runs; also written to `results.json` and, as a table, to `results.md`."""

@@ -1,0 +1,55 @@
+"""One run of a recipe: a task with one variant and one seed, and where it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensornet.training.recipe import Recipe, TaskEntry
+
+_REVISION = 2
+"""To be raised when a default of any table changes: a result of the old one would pass for one of the new."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a task with one recipe and one seed."""
+
+    recipe: Recipe
+    variant: str
+    task: TaskEntry
+    seed: int
+    teacher: Run | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return " ".join(part for part in (self.variant, self.task.name, f"seed {self.seed}") if part)
+
+    @property
+    def place(self) -> Path:
+        """For files: a folder for each name, so that no two runs share one."""
+        return Path(self.variant, self.task.name, f"seed-{self.seed}")
+
+    @property
+    def digest(self) -> str:
+        """Of all settings the result depends on, but those at their defaults: a new key of a table changes nothing."""
+        settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"}, exclude_defaults=True)
+        settings["train"].pop("seeds", None)
+        parts = [_REVISION, settings, self.task.model_dump(mode="json"), self.seed]
+        text = json.dumps(parts if self.teacher is None else [*parts, self.teacher.digest], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def folder(self, out: Path) -> Path:
+        """Where the task is written: `tasks/` under the variant, under the seed where there are several."""
+        seeds = self.recipe.train.seeds
+        return out / self.variant / (f"seed-{self.seed}" if self.seed != seeds[0] else "") / "tasks" / self.task.name
+
+    def network(self, out: Path) -> Path:
+        """Where the network is written: the folder of a task, or a file of one that is no task of this project."""
+        folder = self.folder(out)
+        if self.recipe.train.method == "adapt":
+            return folder
+        return folder.parent.parent / "models" / f"{self.task.name}.safetensors"
