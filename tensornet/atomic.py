@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tensornet.errors import WriteError
@@ -48,18 +49,18 @@ def make_folder(path: Path) -> None:
 
 
 def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) -> None:
-    """Write a folder of ``files`` beside ``path``, then rename it into place.
+    """Write a folder of ``files`` beside ``path``, then rename it into place; what else is in the folder stays there.
 
     Args:
         path: the folder; its parents are made.
         files: contents by file name.
-        mark: the name of a file that tells such a folder: only a folder that has it, or is empty, is replaced.
+        mark: the name of a file that tells such a folder: only a folder that has it, or is empty, is written to.
 
     Raises:
         WriteError: it cannot be written, or something else is at ``path``; what was there is still there.
     """
-    path = Path(path)
     try:
+        path = Path(path).resolve()  # a link to a folder stays a link
         occupied = path.is_dir() and any(path.iterdir()) and not (path / mark).is_file()
         is_file = path.exists() and not path.is_dir()
     except (OSError, ValueError) as error:
@@ -79,14 +80,20 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
             old = temporary.with_name(temporary.name + ".old")
             path.rename(old)
         temporary.rename(path)
+        for other in [] if old is None else [entry for entry in old.iterdir() if entry.name not in files]:
+            other.rename(path / other.name)
     except (OSError, ValueError) as error:
         raise WriteError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         if old is not None and old.exists() and not path.exists():
             old.rename(path)
-        for leftover in (temporary, old):
-            if leftover is not None:
-                shutil.rmtree(leftover, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if old is not None:
+            with suppress(OSError):  # where something could not be moved, it is still there
+                for name in files:
+                    (old / name).unlink(missing_ok=True)
+                old.rmdir()
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ from tensornet.errors import StateError
 from tensornet.kept import Kept
 from tensornet.paths.branch import Branch, Way, branch
 from tensornet.paths.compiled import numbered
-from tensornet.paths.layers import Operation, operation
+from tensornet.paths.layers import Operation, geometry, operation
 
 
 class Unroutable(StateError):
@@ -34,13 +34,14 @@ class Content:
     def __init__(self, deltas: dict[str, Delta] | None = None, replacement: nn.Module | None = None) -> None:
         self.deltas = deltas or {}
         self.replacement = replacement
-        self._branch: tuple[Branch | None] | None = None
+        self._branch: tuple[Operation | None, Branch | None] | None = None
 
     def branch(self, layer: Attached) -> Branch | None:
         """The delta through its rank, where ``layer``, whose slot this content goes into, can take it so."""
-        if self._branch is None:
-            self._branch = (branch(layer, layer._slot.operation, self.deltas),)
-        return self._branch[0]
+        own = layer._slot.operation
+        if self._branch is None or self._branch[0] is not own:
+            self._branch = own, branch(layer, own, self.deltas)
+        return self._branch[1]
 
 
 class Router(Protocol):
@@ -56,8 +57,12 @@ class Slot:
     def __init__(self) -> None:
         self.is_head = False
         self.operation: Operation | None = None
+        self.geometry: tuple[Any, ...] | None = None
         self.number = numbered(self)
         self.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"cache": {}}  # a copy or a file has no use for what can be computed again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -75,6 +80,12 @@ class Slot:
         self.cache: dict[str, Kept] = {}
         self.on_read: Callable[[], None] | None = None
         self.several_tasks_passed = False
+
+    def measure(self, layer: nn.Module) -> None:
+        """Take the layer's operation as it is now: a user may have set another stride or dilation."""
+        now = geometry(layer)
+        if self.operation is None or now != self.geometry:
+            self.geometry, self.operation = now, operation(layer)
 
     def kept(self, name: str, weight: Tensor) -> Tensor:
         """W + ΔW of the task that is set; computed anew where either has changed."""
@@ -104,7 +115,8 @@ class Attached(nn.Module):
         if slot.several_tasks_passed and torch._C._current_graph_task_id() != -1:
             raise StateError(
                 "activation checkpointing computes this layer again in backward, where the tasks of a mixed batch or of "
-                "forward_tasks are gone; call the network once per task, or checkpoint nothing"
+                "forward_tasks are gone; call the network once per task, or checkpoint nothing. If this is the backward "
+                "of an ordinary call, set its task again before that call"
             )
         if slot.router is not None:
             return slot.router.run(self, super().forward, args, kwargs)
@@ -143,15 +155,8 @@ class AttachedFrozen(Attached):
 def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool = False, head: bool = False) -> None:
     """Give ``module`` a slot, and properties in place of the named parameters; again for more of them.
 
-    Raises:
-        StateError: the module is scripted.
+    The module is not scripted, and its forward is that of its class.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        raise StateError(f"a scripted module cannot be adapted; got {type(module).__name__}")
-    if "forward" in vars(module):
-        raise StateError(
-            f"the forward of a {type(module).__name__} was replaced on the instance; adapt the backbone before that"
-        )
     base = type(module)
     if isinstance(module, Attached):
         base = module._base
@@ -161,7 +166,7 @@ def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool 
     slot: Slot = module.__dict__.setdefault("_slot", Slot())
     module.__class__ = _attached_class(base, parameters, frozen)  # type: ignore[arg-type]
     slot.is_head = slot.is_head or head
-    slot.operation = operation(module)
+    slot.measure(module)
     if frozen:
         module.training = False
 
@@ -207,6 +212,6 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
     delta = slot.deltas.get(name)
     if delta is None or slot.inside or weight is None:
         return weight
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return delta.added_to(weight)
     return slot.kept(name, weight)

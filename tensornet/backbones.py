@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tensornet.errors import BackboneError, near
+from tensornet.names import behind_prefix
 
 KINDS = ("hub", "python", "timm", "torchvision", "transformers")
 
@@ -81,7 +82,8 @@ def load_weights(backbone: nn.Module, path: Path, optional: Container[str] = ())
         f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape
     ]
     if wrong:
-        raise BackboneError(f"weights {path} do not fit the network:" + "".join(f"\n  - {line}" for line in wrong[:20]))
+        lines = "".join(f"\n  - {line}" for line in wrong[:20]) + f"\n{behind_prefix(own, state)}".rstrip()
+        raise BackboneError(f"weights {path} do not fit the network:{lines}")
     backbone.load_state_dict(own | state)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class TensornetError(Exception):
     """Base of every error raised on bad input; each also derives from the built-in it specialises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), vars(self)  # a worker process sends its errors as pickles
 
 
 class ConfigError(TensornetError, ValueError):
@@ -88,6 +92,13 @@ class MissingExtraError(TensornetError, ImportError):
 
     def __init__(self, what: str, extra: str, missing: object) -> None:
         super().__init__(f"{what} needs the extra '{extra}': pip install 'tensornet[{extra}]' (missing: {missing})")
+
+
+def _again(cls: type[TensornetError], args: tuple[Any, ...]) -> TensornetError:
+    """An error with the ``args`` of another, whatever its own constructor takes."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    return error
 
 
 def near(name: str, known: Iterable[str], limit: int = 8) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import gathered
-from tensornet.errors import BackboneError, MismatchError
+from tensornet.errors import BackboneError, MismatchError, NonFiniteError
+from tensornet.names import behind_prefix
 from tensornet.network import AdaptedNetwork
 from tensornet.plan import TensorPlan
 from tensornet.targets import candidates
@@ -40,7 +41,7 @@ def extract_task(
     Raises:
         MismatchError: names or shapes differ from the backbone's; all that do are listed.
         BackboneError: the head is no linear layer, so that none of another width can be made.
-        NonFiniteError: a difference holds NaN or infinity.
+        NonFiniteError: a tensor of ``tuned`` holds NaN or infinity.
 
     Warns:
         UserWarning: something changed that no task can hold, such as biases, or norms that the config shares. Weights to
@@ -58,7 +59,10 @@ def extract_task(
         if key in state and state[key].shape != own[key].shape
     ]
     if problems:
-        raise MismatchError("the tuned network is not of the backbone's architecture", problems)
+        raise MismatchError("the tuned network is not of the backbone's architecture", problems, behind_prefix(own, state))
+    for key in own:
+        if state[key].is_floating_point() and not torch.isfinite(state[key]).all():
+            raise NonFiniteError(f"{key} of the tuned network holds NaN or infinity; did its training diverge?")
     task = net.add_task(name, _head(net, state), config)
     try:
         carried = set(_norms_taken(task, state))

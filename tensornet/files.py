@@ -18,7 +18,7 @@ from tensornet.card import card
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import Delta
-from tensornet.errors import ConfigError, NonFiniteError, ShapeError, TaskFileError
+from tensornet.errors import ConfigError, NonFiniteError, ShapeError, StateError, TaskFileError
 from tensornet.fingerprint import DTYPES, head_fingerprint
 from tensornet.heads import describe
 from tensornet.names import check_task_name
@@ -80,13 +80,14 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
     """Write ``task`` as the folder ``path``, whole or not at all.
 
     Args:
-        path: a task folder that is there is replaced; anything else that is there stays.
+        path: a task that is there is replaced; what else is in its folder stays.
         task: to write.
         backbone: on which it was trained, for the norms of its weights.
         backbone_name, identity: tell it from others; see `fingerprint`.
 
     Raises:
         NonFiniteError: a tensor of the task holds NaN or infinity.
+        StateError: a head or a norm has a state that is no tensor.
         WriteError: as `write_folder`.
     """
     tensors: dict[str, Tensor] = {}
@@ -97,6 +98,8 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
     if task.head is not None:
         tensors |= {f"head/{name}": tensor for name, tensor in task.head.state_dict().items()}
     for key, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise StateError(f"task {task.name!r}: {key} is a {type(tensor).__name__}, and a task file holds tensors only")
         if _broken(key, tensor):
             raise NonFiniteError(f"task {task.name!r}: {key} holds NaN or infinity; did the training diverge?")
     norms = {}

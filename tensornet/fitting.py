@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 from tensornet.decompositions import Decomposition
 from tensornet.errors import MismatchError, ShapeError, StateError, TaskFileError
@@ -34,6 +35,8 @@ def check_head(
         raise ShapeError(f"a head is an nn.Module, such as nn.Linear(…, classes); got {head!r}")
     if head_path is None:
         raise ShapeError("this backbone has no head to replace: it has no linear layer, or the config says head='none'")
+    if any(is_lazy(parameter) for parameter in head.parameters()):
+        raise ShapeError("the head is lazy: it has no shapes yet; give it its sizes, such as nn.Linear(features, classes)")
     own = backbone.get_submodule(head_path)
     width, theirs = input_width(own), input_width(head)
     if width is not None and theirs is not None and width != theirs:
@@ -73,8 +76,9 @@ def check_fit(
     same_dtype = record.hash == identity["stored"]
     if record.head_hash is not None and same_dtype and record.head_hash != head_fingerprint(backbone, head_path):
         mismatches.append("the task uses the backbone's own head, which has other values here")
-    if record.head != head_path and record.head is not None:
-        mismatches.append(f"head {record.head!r} expected; this network's is {head_path!r}")
+    if record.head != head_path:
+        wanted_head = "no head (head='none')" if record.head is None else f"head {record.head!r}"
+        mismatches.append(f"{wanted_head} expected; this network's is {head_path!r}")
     modules = dict(backbone.named_modules())
     for plan, _ in file.tensors:
         for member in plan.fold.members:
@@ -107,15 +111,18 @@ def fitted_task(
     head_path: str | None,
     head: nn.Module | None,
     known: Sequence[TensorPlan] = (),
+    others: Sequence[nn.Module | None] = (),
 ) -> Task:
     """The task of a file that fits, on the device and in the dtype of the backbone's weights.
 
     Where a plan of the file equals one that is ``known``, the task holds that one: many tasks of one config share them.
+    ``others`` are the heads of other tasks.
 
     Raises:
         TaskFileError: the head's tensors do not fit the head, or there is no description of it and ``head`` is None.
-        ShapeError: the head does not fit the backbone.
+        ShapeError, StateError: as `check_head`; a ``head`` that was given is as it was.
     """
+    check_head(head, backbone, head_path, others)
     decompositions: list[Decomposition] = []
     for plan, module in file.tensors:
         weight = _first_weight(plan, backbone)

@@ -20,6 +20,7 @@ _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.BatchNorm1d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
 }
+_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 _BY_NAME = {cls.__name__: cls for cls in _ARGUMENTS}
 
 
@@ -31,7 +32,7 @@ def describe(head: nn.Module) -> dict[str, Any]:
         if shared or any(layer["type"] == "custom" for layer in layers.values()):
             return {"type": "custom"}
         return {"type": "Sequential", "layers": layers}
-    if type(head) not in _ARGUMENTS:
+    if type(head) not in _ARGUMENTS or head.state_dict().keys() - _STATE:
         return {"type": "custom"}
     spec = {"type": type(head).__name__} | {name: getattr(head, name) for name in _ARGUMENTS[type(head)]}
     if isinstance(head, nn.Linear) or (isinstance(head, nn.LayerNorm) and head.elementwise_affine):

@@ -16,6 +16,9 @@ from tensornet.probe import batch_size, probe
 from tensornet.segments import Segments
 from tensornet.slots import Contents, Slots
 
+_REMEMBERED = 256
+"""Kinds of batches of which it is kept how they are served."""
+
 
 class MixedBatch:
     """Serves a batch with one task per row: in one pass where the rows can be told apart everywhere, else task by task.
@@ -77,7 +80,8 @@ class MixedBatch:
                 raise
             return None
         if router.head_parts is not None and output is router.head_output:
-            return [row for part in router.head_parts for row in part.unbind(0)]
+            parts = zip(router.head_parts, groups, strict=True)
+            return [row for part, group in parts for row in split_rows(part, len(group))]
         return split_rows(output, bounds[-1])
 
     def _task_by_task(self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any) -> list[Any]:
@@ -93,14 +97,23 @@ class MixedBatch:
     def _routable(self, every: Sequence[Contents], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether one pass can serve these tasks; the backbone is probed once per kind of input and of layers changed."""
         leaves = tree_flatten((args, kwargs))[0]
-        inputs = tuple((tuple(x.shape[1:]), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
+        inputs = tuple(_kind(leaf) for leaf in leaves)
         touched = tuple(id(module) for module in self.slots.touched(every))
         key = (inputs, touched, _learning(every))
         if key not in self._routes:
+            if len(self._routes) == _REMEMBERED:
+                del self._routes[next(iter(self._routes))]
             self._routes[key] = probe(self.backbone, self.slots, every, args, kwargs)
         routable, head_last = self._routes[key]
         heads = {_head_of(contents, self.slots.head) for contents in every}
         return routable and (head_last or len(heads) == 1)
+
+
+def _kind(leaf: Any) -> Any:
+    """What of an input may decide how it goes through the network; the value of a float, such as a temperature, does not."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape[1:]), leaf.dtype
+    return float if isinstance(leaf, float) else repr(leaf)
 
 
 def _learning(every: Sequence[Contents]) -> bool:
@@ -134,7 +147,7 @@ def split_rows(output: Any, rows: int) -> list[Any]:
     for leaf in leaves:
         if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != rows):
             raise ShapeError(
-                f"the output of a mixed batch of {rows} rows must have one row each; got shape {tuple(leaf.shape)}. "
+                f"a mixed batch needs an output with one row per row; got shape {tuple(leaf.shape)} for {rows} rows. "
                 "Call the network once per task instead."
             )
     columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * rows for leaf in leaves]

@@ -44,6 +44,15 @@ def row_names(tasks: object) -> list[str | None]:
     return names
 
 
+def behind_prefix(own: Iterable[str], given: Iterable[str]) -> str:
+    """A sentence where all of a network's ``own`` names are ``given`` behind one prefix, as wrappers write them; or ""."""
+    wanted, found = list(own), set(given)
+    for prefix in ("module.", "backbone.", "model.", "_orig_mod."):
+        if wanted and all(prefix + name in found for name in wanted):
+            return f"Every name is there behind the prefix {prefix!r}: take it off the keys first."
+    return ""
+
+
 def to_key(path: str) -> str:
     """A module path as one key without dots: '.' becomes '/', '/' and '~' are escaped as '~1' and '~0'.
 

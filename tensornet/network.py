@@ -26,8 +26,9 @@ from tensornet.paths.branch import Way
 from tensornet.plan import plan
 from tensornet.prefix import Prefix, cloned, versions_counted
 from tensornet.slots import Contents, Slots
-from tensornet.targets import find_head
+from tensornet.targets import find_head, in_head
 from tensornet.task import Task
+from tensornet.turns import Turns
 
 
 def adapt(backbone: nn.Module, config: AdaptConfig | None = None, *, name: str | None = None) -> AdaptedNetwork:
@@ -80,6 +81,7 @@ class AdaptedNetwork(nn.Module):
         self._identity = Identity(backbone, self.head_path)
         self._mixed = MixedBatch(backbone, self._slots)
         self._attention = SlowAttention(backbone)
+        self._turns = Turns()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -97,12 +99,18 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is none; the sentence lists those that there are.
         """
-        key = to_key(name)
-        if key not in self._tasks:
+        key = to_key(name) if isinstance(name, str) else None
+        if key is None or key not in self._tasks:
             raise UnknownNameError("task", name, self.tasks)
         task = self._tasks[key]
         assert isinstance(task, Task)
         return task
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tasks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tasks)
 
     def add_task(self, name: str, head: nn.Module | None = None, config: AdaptConfig | None = None) -> Task:
         """A new task, whose deltas are exactly zero.
@@ -121,11 +129,13 @@ class AdaptedNetwork(nn.Module):
         self._check_new(name)
         plans, config = self.plans, config or self.config
         check_config(config)
-        check_head(head, self.backbone, self.head_path, [self[task].head for task in self.tasks])
+        check_head(head, self.backbone, self.head_path, self._heads())
         if config != self.config:
             if find_head(self.backbone, config.head) != self.head_path:
                 raise ConfigError(f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}")
             plans = plan(self.backbone, config, self.head_path)
+        if head is not None:  # nothing would read a delta of the head that it replaces
+            plans = [p for p in plans if not all(in_head(member.target, self.head_path) for member in p.fold.members)]
         self._slots.admit(plans)
         decompositions = [new_decomposition(p, self.backbone) for p in plans]
         norms = {path: own_copy(self.backbone.get_submodule(path)) for path in task_norms(config, self._norms)}
@@ -141,26 +151,32 @@ class AdaptedNetwork(nn.Module):
         if self._active == name:
             self.set_task(None)
         del self._tasks[to_key(name)]
+        self._slots.forget_kept()
 
     def set_task(self, name: str | None) -> None:
         """Make ``name`` the task that `forward` computes; None is the untouched backbone.
 
         Raises:
             UnknownNameError: there is none of that name.
+            StateError: a layer of the backbone was replaced since it was adapted.
         """
-        self._slots.fill(self._contents(name), self._path)
-        self._active = name
-        self._attention.require(name is not None)
+        contents = self._contents(name)
+        self._slots.check_places()
+        with self._turns.taken():
+            self._slots.fill(contents, self._path)
+            self._active = name
+            self._attention.require(name is not None)
 
     @contextmanager
     def task(self, name: str | None) -> Iterator[Task | None]:
-        """Inside, ``name`` is set; after it, what was set before."""
-        before = self._active
-        self.set_task(name)
-        try:
-            yield None if name is None else self[name]
-        finally:
-            self.set_task(before if before in self.tasks else None)
+        """Inside, ``name`` is set, and other threads that set a task wait; after it, what was set before."""
+        with self._turns.taken():
+            before = self._active
+            self.set_task(name)
+            try:
+                yield None if name is None else self[name]
+            finally:
+                self.set_task(before if before in self.tasks else None)
 
     @property
     def path(self) -> Way:
@@ -194,7 +210,10 @@ class AdaptedNetwork(nn.Module):
         Raises:
             ShapeError: there is not one name per row.
             UnknownNameError: a name is not a task.
+            StateError: a layer of the backbone was replaced since it was adapted.
         """
+        if not torch.compiler.is_compiling():
+            self._slots.check_places()
         if tasks is not None:
             return self._rows(row_names(tasks), args, kwargs)
         with self._attention.path():
@@ -212,7 +231,7 @@ class AdaptedNetwork(nn.Module):
         names = list(dict.fromkeys(row_names(tasks)))
         prefix = Prefix(self.backbone, self._slots.touched([self._contents(name) for name in names]))
         outputs: dict[Any, Any] = {}
-        with versions_counted():
+        with self._turns.taken(), versions_counted():
             for name in names:
                 inputs, options = cloned((x, kwargs))  # a network may edit its input in place
                 with self.task(name), prefix.run():
@@ -223,15 +242,16 @@ class AdaptedNetwork(nn.Module):
 
     def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         contents = {name: self._contents(name) for name in dict.fromkeys(names)}
-        before = self._active
-        self._attention.require(True)
-        try:
-            with self._attention.path():
-                return self._mixed.run(names, contents, args, kwargs, on_weight=self._path == "weight")
-        finally:
-            self.set_task(before)
-            if torch.is_grad_enabled():
-                self._slots.remember_several_tasks()
+        with self._turns.taken():
+            before = self._active
+            self._attention.require(True)
+            try:
+                with self._attention.path():
+                    return self._mixed.run(names, contents, args, kwargs, on_weight=self._path == "weight")
+            finally:
+                self.set_task(before)
+                if torch.is_grad_enabled():
+                    self._slots.remember_several_tasks()
 
     def merged(self, name: str | None) -> nn.Module:
         """An ordinary copy of the backbone that computes one task, nothing of this package in it.
@@ -265,14 +285,20 @@ class AdaptedNetwork(nn.Module):
             TaskFileError: the folder is not a task, was changed, or is of a newer format.
             MismatchError: it belongs to another backbone; every mismatch is listed.
             NameTakenError: the name is taken.
+            StateError: ``head`` belongs to the backbone or to another task.
         """
         file = read_task(path)
         name = file.name if name is None else name
         self._check_new(name)
         check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
-        task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans)
+        task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans, self._heads())
         self._slots.admit(list(task.plans.values()))
         return self._adopt(task)
+
+    def train(self, mode: bool = True) -> AdaptedNetwork:
+        super().train(mode)
+        self._slots.keep_scripted_in_eval()
+        return self
 
     def identity(self) -> dict[str, str]:
         """The fingerprint of the backbone; computed afresh only where one of its tensors changed."""
@@ -289,6 +315,9 @@ class AdaptedNetwork(nn.Module):
 
     def _contents(self, name: str | None) -> Contents:
         return {} if name is None else self[name].contents()
+
+    def _heads(self) -> list[nn.Module | None]:
+        return [self[name].head for name in self.tasks]
 
     def _check_new(self, name: str) -> None:
         if to_key(check_task_name(name)) in self._tasks:

@@ -28,8 +28,8 @@ class Segments:
     def __init__(self, bounds: list[int], path: str) -> None:
         self.bounds = bounds
         self.path = path
-        self.head_parts: list[Tensor] | None = None
-        self.head_output: Tensor | None = None
+        self.head_parts: list[Any] | None = None
+        self.head_output: Any = None
 
     def run(self, module: Attached, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of ``module`` for the rows of all segments."""
@@ -48,7 +48,11 @@ class Segments:
         if not torch.is_grad_enabled() and all(_has_fixed_statistics(norm) for norm in norms):
             check_rows(x, self.bounds[-1])
             return _normalised(norms, x, self.bounds)
-        return self._joined([self._alone(module, forward, self._rows(x, i), i) for i in range(len(contents))])
+        parts = [self._alone(module, forward, self._rows(x, i), i) for i in range(len(contents))]
+        if module._slot.is_head and not _joinable(parts):
+            self.head_parts, self.head_output = parts, parts[0]  # what the head returns is what the network returns
+            return parts[0]
+        return self._joined(parts)
 
     def _with_branches(self, y: Tensor, x: Tensor, branches: Sequence[Branch | None]) -> Tensor:
         """The output of the shared layer, each delta added to its rows."""
@@ -81,8 +85,8 @@ class Segments:
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         """All rows together; heads of different widths are padded, and the network takes the parts."""
-        if any(not isinstance(part, Tensor) or part.ndim != parts[0].ndim for part in parts):
-            raise Unroutable("heads whose outputs are not tensors of as many modes each")
+        if not _joinable(parts):
+            raise Unroutable("outputs that are not tensors of as many modes each")
         if len({part.shape[1:] for part in parts}) == 1:
             return torch.cat(parts)
         widest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
@@ -90,6 +94,11 @@ class Segments:
         output = torch.cat([nn.functional.pad(part, pad) for part, pad in zip(parts, pads, strict=True)])
         self.head_parts, self.head_output = parts, output
         return output
+
+
+def _joinable(parts: Sequence[Any]) -> bool:
+    """Whether they are tensors of as many modes each."""
+    return all(isinstance(part, Tensor) and part.ndim == parts[0].ndim for part in parts)
 
 
 def _has_fixed_statistics(norm: nn.Module | None) -> bool:

@@ -30,7 +30,7 @@ class Slots:
 
     Raises:
         NonFiniteError: a weight in ``plans`` holds NaN or infinity; nothing is attached.
-        StateError: something has replaced the forward of a norm or of the head.
+        StateError: a layer is scripted, or something has replaced its forward; nothing is attached.
     """
 
     def __init__(self, backbone: nn.Module, norms: Sequence[str], head: str | None, plans: Sequence[TensorPlan]) -> None:
@@ -39,14 +39,11 @@ class Slots:
         self.head = head
         self.modules: dict[str, Attached] = {}
         self._admitted: set[tuple[str, str]] = set()
-        for path in [*norms, *([head] if head is not None else [])]:
-            module = backbone.get_submodule(path)
-            if "forward" in vars(module):
-                kind = type(module).__name__
-                raise StateError(
-                    f"{path}: something has replaced the forward of this {kind}; adapt the backbone before that"
-                )
+        self._tree: dict[str, tuple[nn.Module, str, nn.Module]] = {}
         owners = [path for path, module in backbone.named_modules() if module._buffers and not _is_scripted(module)]
+        heads = [] if head is None else [head]
+        self._check_own_forward([*norms, *owners, *heads, *_layers(plans)])
+        self._scripted = [module for module in backbone.modules() if _is_scripted(module)]
         for path in dict.fromkeys([*norms, *owners]):
             self._attach(path, frozen=True)
         if head is not None:
@@ -58,10 +55,41 @@ class Slots:
 
         Raises:
             NonFiniteError: such a weight holds NaN or infinity; nothing is attached.
+            StateError: such a layer is scripted, or something has replaced its forward; nothing is attached.
         """
         plans = [plan for plan in plans if not self._admitted.issuperset(_places(plan))]
         check_finite(self.backbone, plans)
+        self._check_own_forward(_layers(plans))
         self._attach_targets(plans)
+
+    def _check_own_forward(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            module = self.backbone.get_submodule(path)
+            kind = type(module).__name__
+            if _is_scripted(module):
+                raise StateError(f"{path}: a scripted module cannot be adapted; got {kind}")
+            if "forward" in vars(module):
+                raise StateError(
+                    f"{path}: something has replaced the forward of this {kind}; adapt the backbone before that"
+                )
+
+    def check_places(self) -> None:
+        """Every attached layer has to be where it was when it was attached.
+
+        Raises:
+            StateError: it was replaced, so that no task would reach what is there now.
+        """
+        for path, (parent, name, module) in self._tree.items():
+            if parent._modules.get(name) is not module:
+                raise StateError(
+                    f"{path}: this {type(module).__name__} was replaced after the backbone was adapted, and no task reaches "
+                    "what is there now; change the backbone first, then adapt it"
+                )
+
+    def keep_scripted_in_eval(self) -> None:
+        """Scripted modules cannot be attached: whoever sets the mode of the backbone has to leave theirs."""
+        for module in self._scripted:
+            module.eval()
 
     def _attach_targets(self, plans: Sequence[TensorPlan]) -> None:
         parameters: dict[str, list[str]] = {}
@@ -77,14 +105,26 @@ class Slots:
         attach(module, parameters, frozen=frozen, head=head)
         assert isinstance(module, Attached)
         self.modules[path] = module
+        parent, names = self.backbone, path.split(".") if path else []
+        for depth, name in enumerate(names, 1):
+            child = parent.get_submodule(name)
+            self._tree[".".join(names[:depth])] = parent, name, child
+            parent = child
 
     def fill(self, contents: Contents, way: Way) -> None:
         """Put ``contents`` into the slots, deltas to be computed in this ``way``; slots without any are emptied."""
         for path, module in self.modules.items():
             slot, content = module._slot, contents.get(path, _NOTHING)
             slot.several_tasks_passed = False
+            if content.deltas:
+                slot.measure(module)
             slot.deltas, slot.replacement = content.deltas, content.replacement
             slot.branch, slot.way = content.branch(module), way
+
+    def forget_kept(self) -> None:
+        """Drop every W + ΔW that is kept."""
+        for module in self.modules.values():
+            module._slot.cache.clear()
 
     def touched(self, every: Sequence[Contents]) -> list[Attached]:
         """The layers that at least one of these contents changes."""
@@ -121,6 +161,11 @@ def check_finite(backbone: nn.Module, plans: Sequence[TensorPlan]) -> None:
             if weight is not None and not weight.is_meta and not torch.isfinite(weight).all():
                 where = f"{member.target.module}: '{member.target.parameter}'"
                 raise NonFiniteError(f"{where} holds NaN or infinity; repair or reload the backbone first")
+
+
+def _layers(plans: Sequence[TensorPlan]) -> list[str]:
+    """Paths of the layers that plans change."""
+    return sorted({path for plan in plans for path, _ in _places(plan)})
 
 
 def _places(plan: TensorPlan) -> set[tuple[str, str]]:

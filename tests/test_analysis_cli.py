@@ -102,6 +102,7 @@ def test_ranks(data_root, tmp_path):
     command = ["ranks", recipe, "--data", data_root, "--out", out, "--seeds", "2", *sets]
     rows = json.loads(ran(*command, "--json", "--figure", tmp_path / "r.svg", "--csv", tmp_path / "r.csv"))
     assert {(row["variant"], row["seed"]) for row in rows} == {(f"rank-{r}", s) for r in (0, 2) for s in (0, 1)}
+    assert {(row["variant"], row["rank"]) for row in rows} == {("rank-0", None), ("rank-2", 2)}
     assert (tmp_path / "r.svg").stat().st_size > 3000
     table = rank_table(rows)
     assert list(table.index) == [0, 2]

@@ -55,6 +55,7 @@ def test_from_the_command_line_and_again(tmp_path):
 def test_mistakes_are_named(tmp_path):
     out = ["--out", tmp_path]
     assert "tiny" in refused("bench", "--setup", "tinny", *out)
+    assert "device 'nowhere' cannot be used here" in refused("bench", "--device", "nowhere", *out)
     assert "training" in refused("bench", "--setup", "tiny", "--measure", "trainning", *out)
     assert "CP 8" in refused("bench", "--setup", "tiny", "--contender", "CP8", *out)
     assert not list(tmp_path.iterdir())

@@ -198,7 +198,8 @@ def test_variants_seeds_and_selection(data_root, tmp_path):
     rows = json.loads(ran(*args, "--json"))
     assert [(r["variant"], r["seed"]) for r in rows] == [("head", 0), ("head", 1), ("tt", 0), ("tt", 1)]
     assert (tmp_path / "out/tt/seed-1/tasks/folders/task.json").is_file()
-    assert "8 runs" not in ran(*args, "--variant", "tt", "--check")
+    assert json.loads(ran(*args, "--variant", "tt", "--check", "--json")) == {"runs": 2, "done": 2}
+    assert {(r["decomposition"], r["rank"]) for r in rows} == {("none", None), ("tt", 2)}
     assert "there is no variant 'ttt'. Did you mean 'tt'?" in refused(*args, "--variant", "ttt")
     assert "there is no seed 2; train.seeds has [0, 1]" in refused(*args, "--seed", "2")
     assert len(json.loads(ran(*args, "--seed", "1", "--json"))) == 4, "every result of the folder is shown"

@@ -310,6 +310,22 @@ def test_saving_again_replaces_and_other_things_stay(saved, tmp_path):
     assert (tmp_path / "folder/precious").read_text() == "x"
 
 
+def test_what_else_is_in_the_folder_of_a_task_stays(saved, tmp_path):
+    net, path = saved
+    (path / "notes.txt").write_text("x")
+    net.save_task("t", path / "inside")
+    (tmp_path / "link").symlink_to(path, target_is_directory=True)
+    with torch.no_grad():
+        next(net["t"].parameters()).zero_()
+    net.save_task("t", tmp_path / "link")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", path.name]
+    assert (tmp_path / "link").is_symlink()
+    assert (path / "notes.txt").read_text() == "x"
+    tn.read_task(path / "inside")
+    factors = [factor for _, module in tn.read_task(path).tensors for factor in module.parameters()]
+    assert not factors[0].any()
+
+
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_a_full_disk_or_an_interrupt_leaves_what_was_there(saved, tmp_path, monkeypatch, failure, call):

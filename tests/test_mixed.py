@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tensornet as tn
+from tensornet import mixed
 from tensornet.errors import ShapeError, UnknownNameError
 from tests.toys import Encoder, ResNet, Transformer, trained
 
@@ -111,6 +112,26 @@ def test_sequence_first_layers_are_noticed():
     net = network(SequenceFirst(), 4)
     check(net, torch.randn(4, 4, 4, dtype=torch.float64), ["a", "b", "c", "a"])
     check(net, torch.randn(3, 6, 4, dtype=torch.float64), ["a", "b", "c"])
+
+
+def test_few_kinds_of_batches_are_remembered(monkeypatch):
+    monkeypatch.setattr(mixed, "_REMEMBERED", 3)
+
+    class Warm(ResNet):
+        def forward(self, x, temperature):
+            return super().forward(x) / temperature
+
+    net = network(Warm(), 8)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for temperature in (0.5, 1.5):
+        rows = net(x, temperature, tasks=["a", "b"])
+        for i, name in enumerate("ab"):
+            with net.task(name):
+                torch.testing.assert_close(rows[i], net(x, temperature)[i])
+    assert len(net._mixed._routes) == 1
+    for size in range(4, 9):
+        net(torch.randn(2, 3, 4, size, dtype=torch.float64), 1.0, tasks=["a", "b"])
+    assert len(net._mixed._routes) == 3
 
 
 def test_layers_after_the_head():

@@ -250,6 +250,8 @@ def test_refusals(tmp_path):
     save_file({"y.weight": torch.ones(3, 3), "z.weight": torch.zeros(2, 3)}, tmp_path / "y.safetensors")
     with pytest.raises(MismatchError, match=r"y.weight: only in the tuned"):
         analysis.choose(tmp_path / "x.safetensors", tmp_path / "y.safetensors", 0.1)
+    with pytest.raises(ConfigError, match=r"pass \['cp'\]"):
+        analysis.choose(base, tuned, 0.1, decompositions="cp")
     with pytest.raises(TaskFileError, match="nothing changed"):
         analysis.choose(base, base, 0.1)
     with pytest.raises(TaskFileError, match="give its base too"):
@@ -314,8 +316,11 @@ def test_extraction_refuses_and_leaves_nothing():
     broken = copy.deepcopy(tuned)
     with torch.no_grad():
         broken.conv1.weight[0] = float("nan")
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match=r"conv1\.weight of the tuned network"):
         extract_task(net, "t", broken)
+    wrapped = {f"module.{name}": tensor for name, tensor in tuned.state_dict().items()}
+    with pytest.raises(MismatchError, match=r"behind the prefix 'module\.'"):
+        extract_task(net, "t", wrapped)
     assert net.tasks == ()
     odd = tn.adapt(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 3))), tn.AdaptConfig(head="1"))
     with pytest.raises(BackboneError, match="only a linear head"):

@@ -1,7 +1,14 @@
 """Backbones and heads that are built otherwise than most, and calls that meet them."""
 
 import copy
+import functools
+import gc
+import io
 import pickle
+import sys
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,11 +20,16 @@ import tensornet as tn
 from tensornet.errors import (
     BackboneError,
     ConfigError,
+    MismatchError,
+    MissingExtraError,
     NonFiniteError,
+    RecipeError,
     ShapeError,
     StateError,
     TargetError,
+    TaskFileError,
     UnknownNameError,
+    WriteError,
 )
 from tests.toys import trained
 
@@ -335,6 +347,141 @@ def test_pickles_and_copies():
         assert not torch.equal(other(x)[:, :3], net(x))
 
 
+def test_what_is_kept_goes_into_no_file_and_no_copy():
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
+    net.set_task("a")
+    x, file = torch.randn(3, 6), io.BytesIO()
+    with torch.no_grad():
+        expected = net(x)
+    assert net.backbone[0]._slot.cache
+    torch.save(net, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=False)
+    assert not read.backbone[0]._slot.cache
+    assert not copy.deepcopy(net).backbone[0]._slot.cache
+    with torch.no_grad():
+        assert torch.equal(read(x), expected)
+
+
+def test_a_task_that_is_removed_leaves_nothing_behind():
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)))
+    net.set_task("a")
+    with torch.no_grad():
+        net(torch.randn(3, 6))
+    factors = [weakref.ref(p) for p in net["a"].deltas.parameters()]
+    net.remove_task("a")
+    gc.collect()
+    assert factors
+    assert all(factor() is None for factor in factors)
+
+
+@pytest.mark.parametrize("call", ["task", "rows", "forward_tasks"])
+def test_threads_take_turns(call):
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
+    x, names = torch.randn(2, 6), "ab" * 40
+
+    @torch.no_grad()
+    def serve(name):
+        if call == "rows":
+            return torch.stack(net(x, tasks=[name, name]))
+        if call == "forward_tasks":
+            return net.forward_tasks(x, [name])[name]
+        with net.task(name):
+            time.sleep(0.001)
+            return net(x)
+
+    expected = {name: serve(name) for name in "ab"}
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(serve, names))
+    finally:
+        sys.setswitchinterval(before)
+    for name, answer in zip(names, answers, strict=True):
+        torch.testing.assert_close(answer, expected[name])
+
+
+def test_layers_that_are_replaced_after_adapting_are_noticed():
+    def convolutional():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5)), nn.Flatten())
+
+    x = torch.randn(2, 3, 3, 3)
+    net = adapted(convolutional(), width=None)
+    net.set_task("a")
+    expected = net(x)
+    net.backbone[1][1] = nn.Identity()  # no task reaches for a dropout
+    assert torch.equal(net(x), expected)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    for act in (lambda: converted(x), lambda: converted.set_task("b"), lambda: converted(x, tasks=["a", "b"])):
+        with pytest.raises(StateError, match=r"1\.0: this BatchNorm2d was replaced"):
+            act()
+    net.backbone[1] = nn.Sequential(nn.BatchNorm2d(4))  # above a layer that tasks reach for
+    with pytest.raises(StateError, match="1: this Sequential was replaced"):
+        net(x)
+
+
+def test_a_stride_that_is_set_after_adapting():
+    net = adapted(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), width=None)
+    net.set_task("a")
+    x = torch.randn(2, 3, 8, 8)
+    wide = net(x)
+    net.backbone[0].stride = (2, 2)
+    for _ in range(2):
+        with net.task("a"):
+            y = net(x)
+            with torch.no_grad():
+                torch.testing.assert_close(net(x), y)
+        torch.testing.assert_close(y, wide.unflatten(1, (4, 6, 6))[:, :, ::2, ::2].flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_statistics_inside_a_scripted_module_never_move():
+    scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(8)))
+    net = adapted(nn.Sequential(nn.Linear(6, 8), scripted, nn.Linear(8, 5)))
+    net.train()
+    before = copy.deepcopy(scripted.state_dict())
+    net(torch.randn(4, 6))
+    for name, tensor in scripted.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("admitted", [False, True])
+def test_a_layer_whose_forward_was_replaced_leaves_the_rest_as_it_was(admitted):
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 5))
+    first = tn.AdaptConfig(rank=1, targets=["0"]) if admitted else tn.AdaptConfig(rank=1)
+    net = tn.adapt(backbone, first) if admitted else None
+    backbone[1].forward = functools.partial(nn.Linear.forward, backbone[1])
+    with pytest.raises(StateError, match="1: something has replaced the forward of this Linear"):
+        tn.adapt(backbone) if net is None else net.add_task("a", config=tn.AdaptConfig(rank=1))
+    del backbone[1].forward
+    if net is None:
+        net = tn.adapt(backbone, first)
+    net.add_task("a", config=tn.AdaptConfig(rank=1))
+    assert len(net["a"].plans) == 2
+
+
+def test_factors_of_several_tasks_at_once_without_gradients():
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), width=None)
+    x = torch.randn(3, 6)
+    both = {
+        f"_tasks.a.{name}": torch.stack([p.detach(), net["b"].get_parameter(name).detach()])
+        for name, p in net["a"].named_parameters()
+    }
+    net.set_task("a")
+    with torch.no_grad():
+        y = torch.func.vmap(lambda own: torch.func.functional_call(net, own, (x,)))(both)
+    for name, own in zip("ab", y, strict=True):
+        with net.task(name):
+            torch.testing.assert_close(net(x), own)
+
+
+def test_a_delta_of_a_head_that_is_replaced_is_not_made():
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), tn.AdaptConfig(rank=1, targets=".*"))
+    assert list(net.add_task("own", nn.Linear(8, 2)).plans) == ["0"]
+    assert list(net.add_task("backbone").plans) == ["0", "1"]
+
+
 def test_a_refused_backbone_can_be_repaired_and_adapted():
     backbone = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
     with torch.no_grad():
@@ -365,6 +512,34 @@ def test_heads_that_answer_otherwise():
     assert [rows[1].shape, rows[2].shape] == [(2, 3), (5,)]
 
 
+def test_heads_of_several_outputs_learn_in_one_batch():
+    class Two(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, classes), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.first(x), self.second(x)
+
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)), width=None)
+    for i, name in enumerate("cd"):
+        trained(net.add_task(name, Two(3 + i)), seed=i)
+    net.train()
+    x, alone = torch.randn(4, 6), copy.deepcopy(net)
+    rows = net(x, tasks=["c", "d", "c", "d"])
+    for i, name in enumerate("cd"):
+        with alone.task(name):
+            expected = alone(x[i::2])
+        for part in (0, 1):
+            torch.testing.assert_close(torch.stack([row[part] for row in rows[i::2]]), expected[part])
+    sum(part.square().sum() for row in rows for part in row).backward()
+    assert all(p.grad is not None for p in net["c"].head.parameters())
+    own, other = (dict(n["d"].named_buffers()) for n in (net, alone))
+    assert own
+    for name, buffer in own.items():
+        torch.testing.assert_close(buffer, other[name])
+
+
 def test_heads_are_not_shared():
     net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), tn.AdaptConfig(rank=1))
     head = nn.Linear(8, 3)
@@ -373,6 +548,72 @@ def test_heads_are_not_shared():
         with pytest.raises(StateError, match="pass a copy"):
             net.add_task("b", taken)
     net.add_task("b", copy.deepcopy(head))
+
+
+def test_loading_into_a_head_that_is_taken_leaves_that_as_it_was(tmp_path):
+    class Own(nn.Linear):
+        pass
+
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), Own(8, 3)), tn.AdaptConfig(rank=1, head="1"))
+    head = Own(8, 3)
+    net.add_task("a", Own(8, 3))
+    net.add_task("b", head)
+    net.save_task("a", tmp_path / "a")
+    for taken in (head, net.backbone[1]):
+        before = [(p.clone(), p.requires_grad) for p in taken.parameters()]
+        with pytest.raises(StateError, match="pass a copy"):
+            net.load_task(tmp_path / "a", "c", head=taken)
+        for p, (values, trainable) in zip(taken.parameters(), before, strict=True):
+            assert torch.equal(p, values)
+            assert p.requires_grad == trainable
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+def test_heads_whose_state_is_not_the_stock_one_are_custom(tmp_path):
+    class Noted(nn.Linear):
+        def get_extra_state(self):
+            return {"note": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), tn.AdaptConfig(rank=1))
+    net.add_task("a", nn.utils.weight_norm(nn.Linear(8, 3)))
+    net.save_task("a", tmp_path / "a")
+    with pytest.raises(TaskFileError, match="pass head="):
+        net.load_task(tmp_path / "a", "b")
+    net.load_task(tmp_path / "a", "b", head=nn.utils.weight_norm(nn.Linear(8, 3)))
+    net.add_task("c", Noted(8, 3))
+    with pytest.raises(StateError, match="head/_extra_state is a dict"):
+        net.save_task("c", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_file_made_without_a_head_says_so_where_there_is_one(tmp_path):
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+    net = tn.adapt(copy.deepcopy(backbone), tn.AdaptConfig(rank=1, head="none"))
+    net.add_task("a")
+    net.save_task("a", tmp_path / "a")
+    with pytest.raises(MismatchError, match=r"no head \(head='none'\) expected; this network's is '1'"):
+        tn.adapt(backbone).load_task(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnknownNameError("task", "x", ["a"]),
+        MismatchError("a task", ["one", "two"]),
+        RecipeError("recipe", ["one"]),
+        MissingExtraError("training", "train", "lightning"),
+        WriteError("cannot write"),
+        StateError("no"),
+    ],
+)
+def test_errors_come_back_from_a_worker_process(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
 
 
 def test_masks_of_infinity_in_a_head_are_kept(tmp_path):
@@ -398,6 +639,10 @@ def test_masks_of_infinity_in_a_head_are_kept(tmp_path):
         (lambda net, m: net.add_task("c", nn.Linear), ShapeError),
         (lambda net, m: net.add_task("c", tn.AdaptConfig()), ShapeError),
         (lambda net, m: net.add_task("c", nn.Linear(8, 3).double()), ShapeError),
+        (lambda net, m: net.add_task("c", nn.LazyLinear(3)), ShapeError),
+        (lambda net, m: net.set_task(3), UnknownNameError),
+        (lambda net, m: net.set_task(net["a"]), UnknownNameError),
+        (lambda net, m: net[None], UnknownNameError),
         (lambda net, m: net["a"].delta("nope"), UnknownNameError),
         (lambda net, m: net(torch.randn(2, 6), tasks=3), ShapeError),
         (lambda net, m: net(torch.randn(2, 6), tasks="ab"), ShapeError),

@@ -100,6 +100,8 @@ def choose(
 
 
 def _names(asked: Sequence[str] | None) -> list[str]:
+    if isinstance(asked, str):
+        raise ConfigError(f"decompositions are a list of names; got {asked!r}, so pass [{asked!r}]")
     names = list(dict.fromkeys(decompositions() if asked is None else asked))
     if not names:
         raise ConfigError(f"name at least one decomposition; there is {', '.join(decompositions())}")

@@ -7,15 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tensornet.bench.contenders import Contender, Maker, adapted, twin
 from tensornet.bench.precision import Precision, autocast
 from tensornet.bench.setups import Setup
+from tensornet.errors import ConfigError
 from tensornet.network import AdaptedNetwork
 
 Row = dict[str, Any]
 """What a measure says of one contender."""
+
+
+def check_device(device: str) -> None:
+    """A device has to be one that this PyTorch can use.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch asserts that it was built with CUDA
+        raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,14 @@ def bench(
     """Time training, inference and tasks against the frozen backbone and against peers, side by side in one process."""
     from tensornet.bench import clock, measures, setups
     from tensornet.bench.fit import fit as fitted
+    from tensornet.bench.place import check_device
     from tensornet.bench.precision import find_precision, products_in, stored
     from tensornet.bench.run import Settings, run
     from tensornet.bench.tables import TITLES, table
 
     console = Console(stderr=True)
     products = find_precision(precision)
+    check_device(device)
     if fit:
         with clock.threads(threads), products_in(products):
             costs, errors = fitted(device, repeats, dtype=stored(products))

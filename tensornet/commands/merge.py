@@ -31,4 +31,6 @@ def merge(
     name = net.load_task(task).name
     state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
     write_file(out, save(state, {"format": "pt"}))
-    Console(stderr=True).print(f"{out}: {len(state)} tensors of {name!r} on {file.record.backbone.name}", highlight=False)
+    Console(stderr=True).print(
+        f"{out}: {len(state)} tensors of {name!r} on {file.record.backbone.name}", markup=False, highlight=False
+    )

@@ -34,6 +34,8 @@ def train(
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
     console.print(f"{runs}, {done} done; results go to {out}", markup=False, highlight=False)
     if check:
+        if json:
+            print_json({"runs": len(grid.runs), "done": done})
         return
     for row in grid.all(
         progress=console.is_terminal,

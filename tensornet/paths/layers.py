@@ -168,6 +168,13 @@ class Linear:
 Operation = Convolution | Linear
 
 
+def geometry(layer: nn.Module) -> tuple[Any, ...] | None:
+    """All that the operation of a convolution depends on and that can be set on the layer; None for another layer."""
+    if not isinstance(layer, _ConvNd):
+        return None
+    return layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
+
+
 def operation(layer: nn.Module) -> Operation | None:
     """The operation of a layer whose forward is the stock one and that has no groups; None for another."""
     kind: Any = getattr(layer, "_base", type(layer))

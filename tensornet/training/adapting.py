@@ -13,6 +13,7 @@ from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_weights
+from tensornet.config import NONE
 from tensornet.counting import parameters_outside
 from tensornet.data.images import Images
 from tensornet.errors import RecipeError
@@ -169,7 +170,7 @@ def result(variant: str, net: AdaptedNetwork, name: str, settings: Train, seed: 
         "task": name,
         "method": settings.method,
         "decomposition": config["decomposition"] if settings.method == "adapt" else settings.method,
-        "rank": None if settings.method == "full" else config["rank"],
+        "rank": None if settings.method == "full" or config["decomposition"] == NONE else config["rank"],
         "seed": seed,
         "epochs": settings.epochs,
         "metric": "accuracy",
