@@ -53,7 +53,7 @@ class Choice:
         return Choice(self.decomposition or default.decomposition, sized.rank, sized.budget)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdaptConfig:
     """Which weights of a backbone get a delta, and how it is stored.
 
@@ -110,6 +110,17 @@ class AdaptConfig:
         if self.scale == 0:
             raise ConfigError("scale must not be 0: the deltas would never train; use decomposition='none' for no deltas")
         set_field(self, "scale", float(self.scale))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AdaptConfig) and self._settings() == other._settings()
+
+    def __hash__(self) -> int:
+        return hash(self._settings())
+
+    def _settings(self) -> tuple[Any, ...]:
+        """All fields, `layers` in its order: the last match wins."""
+        others = [getattr(self, f.name) for f in fields(self) if f.name != "layers"]
+        return *others, *self.per_layer.items()
 
     @property
     def choice(self) -> Choice:

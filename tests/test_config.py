@@ -3,8 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import tensornet as tn
+from tensornet.config import Choice
 from tensornet.errors import ConfigError, RankError, UnknownNameError
 
 names = st.sampled_from(["cp", "tucker", "tt", "low_rank", "kronecker", "dense"])
@@ -31,7 +33,21 @@ configs = st.builds(
 @given(config=configs)
 def test_json_both_ways(config):
     assert tn.AdaptConfig.from_json(config.to_json()) == config
-    assert tn.AdaptConfig.from_dict(config.to_dict()) == config
+    again = tn.AdaptConfig.from_dict(config.to_dict())
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+def test_the_order_of_layers_counts():
+    layers = {".*1": Choice("tt"), "conv.*": Choice("tucker")}
+    one = tn.AdaptConfig(layers=layers)
+    other = tn.AdaptConfig(layers=dict(reversed(layers.items())))
+    assert one == tn.AdaptConfig(layers=dict(layers))
+    assert one != other
+    assert one != one.to_dict()
+    net = tn.adapt(nn.ModuleDict({"conv1": nn.Linear(4, 4), "fc": nn.Linear(4, 2)}), one)
+    kinds = [p.decomposition for c in (None, other) for p in net.add_task("b" if c else "a", config=c).plans.values()]
+    assert kinds == ["tucker", "tt"]
 
 
 @pytest.mark.parametrize(

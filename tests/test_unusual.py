@@ -421,6 +421,17 @@ def test_layers_that_are_replaced_after_adapting_are_noticed():
         net(x)
 
 
+def test_a_head_that_is_assigned_while_its_task_is_set():
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)))
+    net.set_task("a")
+    x = torch.randn(2, 6)
+    for head, width in ((nn.Linear(8, 7), 7), (None, 5)):
+        net["a"].head = head
+        y = net(x)
+        assert y.shape == (2, width)
+        torch.testing.assert_close(torch.stack(net(x, tasks=["a", "a"])), y)
+
+
 def test_a_stride_that_is_set_after_adapting():
     net = adapted(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), width=None)
     net.set_task("a")
