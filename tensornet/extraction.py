@@ -89,7 +89,8 @@ def _decomposed(plan: TensorPlan, before: Mapping[str, Tensor], after: Mapping[s
     deltas = {}
     for member in plan.fold.members:
         key = f"{member.target.module}.{member.target.parameter}"
-        deltas[member.target.name] = (after[key].cpu().float() - before[key].cpu().float()) / plan.scale
+        wide = torch.promote_types(torch.promote_types(before[key].dtype, after[key].dtype), torch.float32)
+        deltas[member.target.name] = (after[key].to("cpu", wide) - before[key].to("cpu", wide)) / plan.scale
     return plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import analysis
 import tensornet as tn
+from analysis.commands.amounts import amount
 from analysis.figures import layer_lines, save_figure
 from tensornet.errors import ConfigError, TaskFileError, WriteError
 from tests.toys import ResNet, trained
@@ -84,3 +85,26 @@ def test_figures(folders, tmp_path):
     with pytest.raises(WriteError, match="cannot write"):
         save_figure(figure, tmp_path / "absent" / "f.png")
     assert not list(tmp_path.glob(".f*"))
+
+
+def test_a_legend_names_every_line_in_its_colour():
+    table = pd.DataFrame({name: [1.0, 2.0] for name in ("_hidden", "alpha", "beta")}, index=["conv1", "conv2"])
+    figure = layer_lines(table, "title", "label")
+    legend, lines = figure.legends[0], figure.axes[0].get_lines()
+    assert [text.get_text() for text in legend.get_texts()] == ["_hidden", "alpha", "beta"]
+    assert [handle.get_color() for handle in legend.get_lines()] == [line.get_color() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("20000", 20000), ("20_000", 20000), ("1,234,567", 1234567), ("5%", 0.05), ("7.5%", 0.075), ("0.05", 0.05)],
+)
+def test_amounts(text, value):
+    assert amount(text) == pytest.approx(value)
+    assert type(amount(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["7,5%", "0,05", "12,34", "5 percent", ""])
+def test_amounts_that_could_be_read_in_two_ways(text):
+    with pytest.raises(ConfigError, match="a budget is a number such as 20000"):
+        amount(text)

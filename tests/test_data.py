@@ -37,6 +37,49 @@ def test_lists(tmp_path):
         read_domain(tmp_path, tmp_path / "clipart_train.txt", tmp_path / "clipart_test.txt")
 
 
+def test_flat_lists_are_told_apart_by_their_labels(tmp_path):
+    root = image_folder(tmp_path / "set")
+    flat = tmp_path / "images"
+    flat.mkdir()
+    files = sorted((root / "train").rglob("*.png"))[:6]
+    for i, file in enumerate(files):
+        shutil.copy(file, flat / f"{i}.png")
+    (tmp_path / "train.txt").write_text("images/0.png 0\nimages/1.png 3\nimages/2.png 7\n")
+    (tmp_path / "test.txt").write_text("images/3.png 7\nimages/4.png 0\nimages/5.png 3\n")
+    train, test = read_domain(tmp_path, tmp_path / "train.txt", tmp_path / "test.txt")
+    assert train.classes == test.classes == ("0", "3", "7")
+    assert (list(train.labels), list(test.labels)) == ([0, 1, 2], [2, 0, 1])
+    (tmp_path / "test.txt").write_text("images/3.png 7\nimages/4.png 0\nimages/5.png 4\n")
+    with pytest.raises(DataError, match=r"other labels: only in train.txt \[3\], only in test.txt \[4\]"):
+        read_domain(tmp_path, tmp_path / "train.txt", tmp_path / "test.txt")
+
+
+def test_parquet_rows_without_a_label_or_an_image(tmp_path):
+    import datasets
+
+    root = image_folder(tmp_path / "set")
+    stored = sorted((root / "train").rglob("*.png"))[0].read_bytes()
+    named = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+
+    def write(split, images, labels, features=named):
+        data = {"image": [image and {"bytes": image, "path": None} for image in images], "label": labels}
+        datasets.Dataset.from_dict(data, features=features).to_parquet(tmp_path / f"{split}.parquet")
+
+    write("test", [stored, stored], [0, 1])
+    for images, labels, words in (
+        ([stored] * 3, [0, -1, 1], "1 of 3 rows have no label: 1"),
+        ([stored] * 3, [None, 0, 1], "1 of 3 rows have no label: 0"),
+        ([stored, stored, None], [0, 1, 1], "1 of 3 rows have no image: 2"),
+    ):
+        write("train", images, labels)
+        with pytest.raises(DataError, match=words):
+            read_domain(tmp_path)
+    swapped = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["bee", "ant"])})
+    write("train", [stored, stored], [0, 1], swapped)
+    with pytest.raises(DataError, match="the same classes in another order"):
+        read_domain(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

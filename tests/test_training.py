@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import types
 from typing import get_args
 
 import pytest
@@ -16,6 +17,8 @@ from tensornet.data.augment import mixed_pairs
 from tensornet.data.sources import Split, held_out
 from tensornet.errors import ConfigError, DataError, RecipeError
 from tensornet.peers import PEERS, norms_and_head, with_peer
+from tensornet.training import fit
+from tensornet.training import grid as grid_module
 from tensornet.training.adapting import train_task
 from tensornet.training.grid import Grid
 from tensornet.training.optimizer import groups
@@ -199,6 +202,77 @@ def test_the_average_is_that_of_the_last_steps(net, images, monkeypatch):
     half = torch.stack(seen[len(seen) // 2 :])
     assert torch.allclose(net["a"].head.weight, half.mean(0), atol=1e-6)
     assert not torch.allclose(net["a"].head.weight, seen[-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("when", ["in the last epoch", "after it"])
+def test_a_run_that_was_stopped_ends_as_it_would_have(when, data_root, images, tmp_path, monkeypatch):
+    step = fit.Classifier.training_step
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    def stopped_late(module, *args):
+        return stopped() if module.current_epoch == 2 else step(module, *args)
+
+    backbone = nn.Sequential(nn.Dropout(0.5), tn.load_backbone("hub:hub:tiny", root=data_root))
+    network = tn.adapt(backbone, tn.AdaptConfig("cp", rank=2))
+    words = settings(epochs=3, average=0.5)
+    whole = train_task(network, "a", *images, words, IMAGE, 0, progress=False)
+    for attempt in "bc":
+        with monkeypatch.context() as patch:
+            if attempt == "b":
+                patch.setattr(
+                    *((fit, "score", stopped) if when == "after it" else (fit.Classifier, "training_step", stopped_late))
+                )
+            try:
+                again = train_task(network, attempt, *images, words, IMAGE, 0, checkpoints=tmp_path, progress=False)
+            except KeyboardInterrupt:
+                assert attempt == "b"
+    assert (again.fitted.loss, again.fitted.accuracy) == (whole.fitted.loss, whole.fitted.accuracy)
+    for (name, p), (_, q) in zip(network["a"].named_parameters(), network["c"].named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_settings_that_reach_no_variant_or_displace_one_another(data_root, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text((data_root / "recipe.toml").read_text() + "[variants.a]\nadapt = { budget = 0.5 }\n[variants.b]\n")
+    recipes = load_recipe(str(recipe))
+    assert (recipes["a"].config.rank, recipes["a"].config.budget) == (None, 0.5)
+    assert recipes["b"].config.rank == 2
+    ranked = load_recipe(str(recipe), ["adapt.rank=3"])
+    assert [r.config.rank for r in ranked.values()] == [3, 3]
+    with pytest.raises(RecipeError, match="a setting reaches every variant"):
+        load_recipe(str(recipe), ["variants.a.train.lr=9.0"])
+
+
+@pytest.mark.parametrize("problem", ["one class", "auxiliary"])
+def test_what_would_fail_after_the_first_epoch_is_seen_before(problem, data_root, tmp_path, monkeypatch):
+    if problem == "one class":
+        for split in ("train", "test"):
+            shutil.copytree(data_root / "folders" / split, tmp_path / "folders" / split)
+            for other in sorted((tmp_path / "folders" / split).iterdir())[1:]:
+                shutil.rmtree(other)
+        words = "there is one class alone"
+    else:
+        shutil.copytree(data_root / "folders", tmp_path / "folders")
+        forward = type(tn.load_backbone("hub:hub:tiny", root=data_root)).forward
+
+        def odd(self, x):
+            y = forward(self, x)
+            return (y, y) if self.training else y
+
+        original = grid_module.load_backbone
+
+        def loaded(*args, **options):
+            backbone = original(*args, **options)
+            backbone.forward = types.MethodType(odd, backbone)
+            return backbone
+
+        monkeypatch.setattr(grid_module, "load_backbone", loaded)
+        words = "in train mode it gives a tuple"
+    shutil.copytree(data_root / "hub", tmp_path / "hub")
+    with pytest.raises(RecipeError, match=words):
+        Grid(load_recipe(str(data_root / "recipe.toml")), tmp_path, tmp_path / "out", ["folders"])
 
 
 def test_statistics_anew_are_means_over_the_training_images(net, images):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tensornet.errors import ConfigError
 
 
@@ -11,7 +13,7 @@ def amount(text: str) -> float:
     Raises:
         ConfigError: it is neither.
     """
-    plain = text.strip().replace(",", "")
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())  # thousands; a decimal comma stays, and is refused
     try:
         if plain.endswith("%"):
             return float(plain[:-1]) / 100

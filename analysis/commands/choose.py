@@ -127,7 +127,7 @@ def _print_test(proof: pd.DataFrame) -> None:
         for row in cells
     ]
     header = ["extracted, not trained", "parameters", "relative error", "accuracy", "statistics re-estimated"]
-    print_table("Accuracy on test, percent", header, lines)
+    print_table("Accuracy on what the run was scored on, percent", header, lines)
 
 
 def _summary(plan: Plan) -> dict[str, Any]:

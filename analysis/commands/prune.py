@@ -171,4 +171,4 @@ def _sweep(
         for p in points
     ]
     header = ["task", "threshold", "layers removed", "parameters", "accuracy", "statistics re-estimated"]
-    print_table("Accuracy on test, percent", header, lines)
+    print_table("Accuracy on what the run was scored on, percent", header, lines)

@@ -62,7 +62,8 @@ def ranks(
                 [_score(*pair) for pair in zip(table[(t, "mean")], table[(t, "deviation")], strict=True)] for t in tasks
             ]
             lines = [[str(r), *row] for r, row in zip(table.index, zip(*columns, strict=True), strict=True)]
-            print_table("Accuracy on test, percent; ± one standard deviation over seeds", ["rank", *tasks], lines)
+            held = " and ".join(sorted({row["split"] for row in rows}))
+            print_table(f"Accuracy on {held}, percent; ± one standard deviation over seeds", ["rank", *tasks], lines)
     if failed:
         raise RecipeError(f"{len(failed)} of {len(grid.runs)} runs", [f"{label}: {why}" for label, why in failed.items()])
 

@@ -29,13 +29,12 @@ def layers_wide(count: int) -> float:
     return min(max(6.5, 0.24 * count + 2), 16)
 
 
-def legend_below(figure: Figure, labels: Sequence[object], handles: Sequence[Any] | None = None) -> None:
+def legend_below(figure: Figure, labels: Sequence[object], handles: Sequence[Any]) -> None:
     """A legend under the panels, in as many columns as fit."""
     longest = max(len(str(label)) for label in labels)
     fitting = max(1, int(figure.get_size_inches()[0] / (0.075 * longest + 0.55)))
-    found = figure.axes[0].get_legend_handles_labels()[0] if handles is None else list(handles)
     figure.legend(
-        found,
+        list(handles),  # those that axes list lack what is called _something
         [str(label) for label in labels],
         loc="outside lower center",
         frameon=False,

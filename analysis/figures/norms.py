@@ -29,17 +29,18 @@ def layer_lines(table: pd.DataFrame, title: str, label: str) -> Figure:
     layers = list(table.index)
     figure = Figure(figsize=(layers_wide(len(layers)), 5.0), layout="constrained")
     axes = figure.subplots()
-    labels = names(table)
+    labels, lines = names(table), []
     for i, (colour, marker, line) in enumerate(_styles(table.columns.to_list())):
         values, shown = table.iloc[:, i], labels[i]
-        axes.plot(range(len(layers)), values, line, color=colour, marker=marker, markersize=4, linewidth=1.4, label=shown)
+        style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4}
+        lines += axes.plot(range(len(layers)), values, line, label=shown, **style)
     name_layers(axes, layers)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer, in network order")
     axes.set_ylabel(label)
     axes.set_title(title, loc="left")
     tidy(axes)
-    legend_below(figure, labels)
+    legend_below(figure, labels, lines)
     return figure
 
 

@@ -21,9 +21,9 @@ def rank_lines(table: pd.DataFrame, title: str) -> Figure:
     ranks = list(table.index)
     tasks = list(dict.fromkeys(task for task, _ in pairs(table)))
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
-    axes = figure.subplots()
+    axes, lines = figure.subplots(), []
     for task, colour, marker in zip(tasks, cycle(COLOURS), cycle(MARKERS), strict=False):
-        axes.errorbar(
+        line = axes.errorbar(
             range(len(ranks)),
             100 * table[task]["mean"],
             100 * table[task]["deviation"],
@@ -34,10 +34,11 @@ def rank_lines(table: pd.DataFrame, title: str) -> Figure:
             capsize=3,
             label=str(task),
         )
+        lines.append(line)
     axes.set_xticks(range(len(ranks)), ["0\n(norms only)" if rank == 0 else str(rank) for rank in ranks])
     axes.set_xlabel("rank")
-    axes.set_ylabel("test accuracy, percent")
+    axes.set_ylabel("accuracy, percent")
     axes.set_title(title, loc="left")
     tidy(axes)
-    legend_below(figure, tasks)
+    legend_below(figure, tasks, lines)
     return figure

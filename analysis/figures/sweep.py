@@ -74,6 +74,6 @@ def _panel(axes: Axes, own: pd.DataFrame) -> dict[str, object]:
         )
     axes.set_xticks(places, [f"{threshold:.3g}" for threshold in own["threshold"]], fontsize=8)
     axes.set_xlim(-0.6, len(own) - 0.1)
-    axes.set_ylabel("test accuracy, percent", fontsize=9)
+    axes.set_ylabel("accuracy, percent", fontsize=9)
     tidy(axes)
     return handles

@@ -185,7 +185,7 @@ function startSweep() {
       return made;
     });
     draw(byId("sweep-plot"), traces, {
-      xaxis: { title: { text: "threshold" }, rangemode: "tozero" }, yaxis: { title: { text: "test accuracy, percent" } },
+      xaxis: { title: { text: "threshold" }, rangemode: "tozero" }, yaxis: { title: { text: "accuracy, percent" } },
     });
   };
   drawSweep();
@@ -203,7 +203,7 @@ function startRanks() {
     x: names, y: one.mean.map((v) => (v === null ? null : 100 * v)), name: one.task, mode: "lines+markers",
     error_y: { type: "data", array: one.deviation.map((v) => 100 * (v || 0)), visible: true },
     line: { color: colour(i), width: 1.6 }, marker: { symbol: symbol(i), size: 7 },
-  })), { xaxis: { title: { text: "rank" }, type: "category" }, yaxis: { title: { text: "test accuracy, percent" } } });
+  })), { xaxis: { title: { text: "rank" }, type: "category" }, yaxis: { title: { text: "accuracy, percent" } } });
   drawRanks();
   drawers.push(drawRanks);
   fill(byId("rank-table"), ["rank", ...data.ranks.tasks.map((one) => one.task)],
@@ -252,7 +252,7 @@ function startLikeness() {
       type: "heatmap", x: one.tasks, y: one.tasks, z: one.cosines, zmin: -1, zmax: 1, 
       colorscale: [[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
       texttemplate: "%{z:.2f}", hovertemplate: "%{y} – %{x}: %{z:.3f}<extra></extra>",
-    }], { yaxis: { autorange: "reversed" } });
+    }], { xaxis: { type: "category" }, yaxis: { type: "category", autorange: "reversed" } });
     drawLikeness();
     drawers.push(drawLikeness);
   }

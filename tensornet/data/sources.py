@@ -54,6 +54,8 @@ def read_domain(data: Path, train: Path | None = None, test: Path | None = None)
         splits = (read_folder(data / "train"), read_folder(data / "test"))
     if splits[0].classes != splits[1].classes:
         only = [sorted(set(a.classes) - set(b.classes)) for a, b in (splits, splits[::-1])]
+        if only == [[], []]:
+            raise DataError(f"{data}: train and test have the same classes in another order; write both in the same")
         raise DataError(f"{data}: train and test have other classes: only in train {only[0]}, only in test {only[1]}")
     return splits
 
@@ -125,26 +127,40 @@ def read_parquet(path: Path) -> Split:
     if not isinstance(features.get("label"), ClassLabel) or "image" not in features:
         raise DataError(f"{path}: expected the columns 'image' and 'label' (with class names); got {features}")
     stored = table["image"].to_pylist()
+    labels, classes = table["label"].to_pylist(), tuple(features["label"].names)
+    unlabelled = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(classes)]
+    absent = [i for i, image in enumerate(stored) if image is None or image["bytes"] is image["path"] is None]
+    for rows, what in ((unlabelled, "label"), (absent, "image")):
+        if rows:
+            some = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
+            raise DataError(f"{path}: {len(rows)} of {len(labels)} rows have no {what}: {some}; leave them out")
     images = [image["bytes"] if image["bytes"] is not None else Path(image["path"]) for image in stored]
-    return Split(str(path), images, table["label"].to_pylist(), tuple(features["label"].names))
+    return Split(str(path), images, labels, classes)
 
 
 def read_lists(root: Path, train: Path, test: Path) -> tuple[Split, Split]:
-    """Two lists of files, a path (from ``root``) and a label in each line; a class is named by the file's folder.
+    """Two lists of files, a path (from ``root``) and a label in each line.
+
+    A class is named by the file's folder; where folders of two classes have one name, every class by its label.
 
     Raises:
-        DataError: a list is missing, a line is wrong, or a file is; all are listed.
+        DataError: a list is missing, a line is wrong, or a file is; all are listed. Or one list has labels that the other
+            has not.
     """
     parsed = [(path, _lines(root, path)) for path in (train, test)]
     names: dict[int, str] = {}
     for _, rows in parsed:
         for file, label in rows:
             names.setdefault(label, file.parent.name)
+    seen, other = ({label for _, label in rows} for _, rows in parsed)
+    if seen != other and all(rows for _, rows in parsed):
+        only = f"only in {train.name} {sorted(seen - other)}, only in {test.name} {sorted(other - seen)}"
+        raise DataError(f"{train} and {test} have other labels: {only}")
+    index = {label: i for i, label in enumerate(sorted(names))}
+    alike = len(set(names.values())) < len(names)
+    classes = tuple(str(label) if alike else names[label] for label in sorted(names))
     splits = []
     for path, rows in parsed:
-        seen = sorted({label for _, label in rows})
-        index = {label: i for i, label in enumerate(seen)}
-        classes = tuple(names[label] for label in seen)
         splits.append(Split(str(path), [file for file, _ in rows], [index[label] for _, label in rows], classes))
     return splits[0], splits[1]
 

@@ -14,7 +14,7 @@ from tensornet.training.recipe import Recipe
 
 
 def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:
-    """One image through a network without tasks, and through a peer's where the recipe trains that.
+    """One image, and two in train mode, through a network with a fresh task, or through a peer's where the recipe says so.
 
     Raises:
         RecipeError: it fails, or gives something else than logits.
@@ -26,9 +26,14 @@ def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:
     peer = None if train.method in ("adapt", "full") else peer_network(net, task.name, train)
     try:
         with torch.no_grad():
-            output = (net if peer is None else peer).eval()(torch.zeros(1, 3, size, size))
+            network = net if peer is None else peer
+            output = network.eval()(torch.zeros(1, 3, size, size))
+            learning = network.train()(torch.zeros(2, 3, size, size))
     except Exception as error:  # code of others: whatever it raises is the reason
         raise RecipeError("this backbone", [f"it fails on an image of {size}×{size} pixels: {error}"]) from error
+    if not isinstance(learning, Tensor):
+        kind = type(learning).__name__
+        raise RecipeError("this backbone", [f"in train mode it gives a {kind}, not logits; switch its auxiliary heads off"])
     if not isinstance(output, Tensor) or output.shape != (1, 2):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise RecipeError(

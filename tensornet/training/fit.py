@@ -73,6 +73,7 @@ class Classifier(L.LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         self._sums: dict[str, Tensor] = {}  # of averaged parameters; a copy of a peer's network would not be one of its own
         self._summed = 0
+        self._loss = torch.tensor(float("nan"))
         self._begun = time.perf_counter()
         self.register_buffer("mean", torch.tensor(image.mean), persistent=False)
         self.register_buffer("std", torch.tensor(image.std), persistent=False)
@@ -88,7 +89,9 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
-        generator = torch.Generator().manual_seed((self.seed * 100_003 + self.current_epoch) * 1_000_003 + index)
+        step = (self.seed * 100_003 + self.current_epoch) * 1_000_003 + index
+        torch.manual_seed(-1 - step)  # of dropout: a resumed run goes on as it would have
+        generator = torch.Generator().manual_seed(step)
         seen = self._seen(augmented(images, self.settings, self.image, generator))
         targets = [(1.0, labels)]
         if self.settings.mixup:
@@ -123,11 +126,12 @@ class Classifier(L.LightningModule):
         with torch.no_grad():
             for name, parameter in self._trained[0].named_parameters():
                 if parameter.requires_grad:
-                    total = self._sums.setdefault(name, torch.zeros_like(parameter))
-                    total += parameter
+                    total = self._sums.get(name, torch.zeros_like(parameter))
+                    self._sums[name] = total.to(parameter.device) + parameter
         self._summed += 1
 
-    def on_train_end(self) -> None:
+    def take_average(self) -> None:
+        """Make the averaged parameters the trained ones, where the settings ask for an average."""
         if self._summed:
             with torch.no_grad():
                 for name, total in self._sums.items():
@@ -151,12 +155,18 @@ class Classifier(L.LightningModule):
         checkpoint["state_dict"] = self._trained[0].state_dict()
         checkpoint["seconds"] = self.seconds()
         checkpoint["sums"], checkpoint["summed"] = self._sums, self._summed
+        checkpoint["loss"] = self.last_loss()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._trained[0].load_state_dict(checkpoint["state_dict"])
         checkpoint["state_dict"] = {}
         self._sums, self._summed = checkpoint["sums"], checkpoint["summed"]
         self._begun -= checkpoint["seconds"]
+        self._loss = checkpoint["loss"]
+
+    def last_loss(self) -> Tensor:
+        """Of the last epoch, also where that was before the run was resumed."""
+        return self.trainer.callback_metrics.get("loss", self._loss)
 
     def seconds(self) -> float:
         """How long the training has taken, earlier parts of a resumed run included."""
@@ -219,7 +229,8 @@ def fit(
         except OSError as error:
             raise WriteError(f"the state of the training cannot be kept in {checkpoints}: {error}") from error
         seconds = module.seconds()
-        loss = float(trainer.callback_metrics.get("loss", torch.tensor(float("nan"))))
+        module.take_average()  # also where the run was stopped after its last epoch
+        loss = float(module.last_loss())
         if any(not torch.isfinite(p).all() for p in trained.parameters()):
             raise NonFiniteError(f"the training diverged (loss {loss}); lower train.lr={settings.lr} or set train.clip")
         if settings.statistics == "anew":

@@ -97,6 +97,8 @@ class Grid:
                 self._splits[entry] = self._read(entry)
                 for split in self._splits[entry]:
                     check_readable(split)
+                if len(self._splits[entry][0].classes) < 2:
+                    problems.append(f"task {entry.name}: there is one class alone, so nothing to tell apart")
             except TensornetError as error:
                 problems.append(f"task {entry.name}: {error}")
         if problems:

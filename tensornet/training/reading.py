@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from tensornet.config import read_layers
 from tensornet.errors import ConfigError, RecipeError, TensornetError, near
 from tensornet.names import check_task_name
-from tensornet.training.recipe import FULL, Backbone, Input, Recipe, TaskEntry, Train
+from tensornet.training.recipe import FULL, Backbone, Distill, Input, Rates, Recipe, TaskEntry, Train
 
 _FOLDERS = ("tasks", "models", "runs", "checkpoints")
 
@@ -108,6 +108,9 @@ def _settings(settings: Sequence[str], problems: list[str]) -> list[dict[str, An
         try:
             if not equals:
                 raise tomllib.TOMLDecodeError
+            if key.partition(".")[0].strip() == "variants":
+                problems.append(f"--set {setting!r}: a setting reaches every variant; change one of them in the recipe")
+                continue
             try:
                 changes.append(tomllib.loads(f"{key} = {value}"))
             except tomllib.TOMLDecodeError:  # a bare word is meant as a string
@@ -133,6 +136,9 @@ def _read_plan(table: object, folder: Path, problems: list[str]) -> None:
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, other in (("rank", "budget"), ("budget", "rank")):
+        if key in above and other not in above:
+            below.pop(other, None)  # of two ways to give a size
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(below.get(key), dict) and not isinstance(value, _Plan):
             _overlay(below[key], value)
@@ -167,14 +173,24 @@ def _at(lines: Mapping[tuple[str, ...], int], path: tuple[str, ...], variant: st
     return ""
 
 
+_TABLES: Mapping[str, type[BaseModel]] = {
+    "backbone": Backbone,
+    "input": Input,
+    "train": Train,
+    "train.rates": Rates,
+    "train.distill": Distill,
+    "tasks": TaskEntry,
+}
+
+
 def _sentences(error: ValidationError, lines: Mapping[tuple[str, ...], int], variant: str) -> list[str]:
     sentences = []
     for mistake in error.errors():
         path = tuple(str(part) for part in mistake["loc"])
         said = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
-            tables: dict[str, type[BaseModel]] = {"backbone": Backbone, "input": Input, "train": Train, "tasks": TaskEntry}
-            known = (tables[path[0]] if len(path) > 1 and path[0] in tables else Recipe).model_fields
+            names = ".".join(part for part in path[:-1] if not part.isdigit())
+            known = _TABLES.get(names, Recipe).model_fields
             said = f"unknown key. {near(path[-1], known, limit=20)}"
         elif mistake["type"] != "missing" and not isinstance(mistake["input"], dict):
             said += f"; got {mistake['input']!r}"

@@ -122,6 +122,20 @@ class Train(_Table):
             return {key: value for key, value in given.items() if key != "start"}
         return given if given.get("distill") is not None else {**given, "distill": {"teacher": FULL}}
 
+    @field_validator("milestones")
+    @classmethod
+    def _are_shares(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < m < 1 for m in milestones) or list(milestones) != sorted(milestones):
+            raise ValueError("milestones are ascending shares of all steps, between 0 and 1, such as [0.5, 0.75]")
+        return milestones
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("every seed once")
+        return seeds
+
     @model_validator(mode="after")
     def _can_start_from_a_teacher(self) -> Train:
         if self.start == "teacher" and self.method != "adapt":
