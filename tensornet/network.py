@@ -109,9 +109,6 @@ class AdaptedNetwork(nn.Module):
     def __contains__(self, name: object) -> bool:
         return name in self.tasks
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tasks)
-
     def add_task(self, name: str, head: nn.Module | None = None, config: AdaptConfig | None = None) -> Task:
         """A new task, whose deltas are exactly zero.
 
@@ -214,7 +211,8 @@ class AdaptedNetwork(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self._slots.check_places()
-            self._meet_new_head()
+            if self._active is not None and not self._slots.holds_head(self[self._active].head):
+                self.set_task(self._active)  # its head was assigned since
         if tasks is not None:
             return self._rows(row_names(tasks), args, kwargs)
         with self._attention.path():
@@ -316,13 +314,6 @@ class AdaptedNetwork(nn.Module):
 
     def _contents(self, name: str | None) -> Contents:
         return {} if name is None else self[name].contents()
-
-    def _meet_new_head(self) -> None:
-        """The head of the task that is set may have been assigned since."""
-        if self._active is None or self.head_path is None:
-            return
-        if self._slots.modules[self.head_path]._slot.replacement is not self[self._active].head:
-            self.set_task(self._active)
 
     def _heads(self) -> list[nn.Module | None]:
         return [self[name].head for name in self.tasks]

@@ -86,6 +86,10 @@ class Slots:
                     "what is there now; change the backbone first, then adapt it"
                 )
 
+    def holds_head(self, head: nn.Module | None) -> bool:
+        """Whether ``head`` is what takes the place of the backbone's."""
+        return self.head is None or self.modules[self.head]._slot.replacement is head
+
     def keep_scripted_in_eval(self) -> None:
         """Scripted modules cannot be attached: whoever sets the mode of the backbone has to leave theirs."""
         for module in self._scripted:
