@@ -31,14 +31,14 @@ def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:
             learning = network.train()(torch.zeros(2, 3, size, size))
     except Exception as error:  # code of others: whatever it raises is the reason
         raise RecipeError("this backbone", [f"it fails on an image of {size}×{size} pixels: {error}"]) from error
-    if not isinstance(learning, Tensor):
-        kind = type(learning).__name__
-        raise RecipeError("this backbone", [f"in train mode it gives a {kind}, not logits; switch its auxiliary heads off"])
     if not isinstance(output, Tensor) or output.shape != (1, 2):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise RecipeError(
             "this backbone", [f"one image and a head of two classes should give the shape (1, 2); got {shape}"]
         )
+    if not isinstance(learning, Tensor):
+        kind = type(learning).__name__
+        raise RecipeError("this backbone", [f"in train mode it gives a {kind}, not logits; switch its auxiliary heads off"])
 
 
 def why_not_taught(variant: str, recipes: Mapping[str, Recipe]) -> str | None:
