@@ -60,7 +60,7 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
         WriteError: it cannot be written, or something else is at ``path``; what was there is still there.
     """
     try:
-        path = Path(path).resolve()  # a link to a folder stays a link
+        path = Path(os.path.realpath(path))  # a link to a folder stays a link
         occupied = path.is_dir() and any(path.iterdir()) and not (path / mark).is_file()
         is_file = path.exists() and not path.is_dir()
     except (OSError, ValueError) as error:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tensornet.delta import Delta
 from tensornet.errors import StateError
 from tensornet.kept import Kept
-from tensornet.paths.branch import Branch, Way, branch
+from tensornet.paths.branch import Branch, Way, branch, transformed
 from tensornet.paths.compiled import numbered
-from tensornet.paths.layers import Operation, geometry, operation
+from tensornet.paths.layers import Operation, operation
 
 
 class Unroutable(StateError):
@@ -57,7 +57,6 @@ class Slot:
     def __init__(self) -> None:
         self.is_head = False
         self.operation: Operation | None = None
-        self.geometry: tuple[Any, ...] | None = None
         self.number = numbered(self)
         self.clear()
 
@@ -80,12 +79,6 @@ class Slot:
         self.cache: dict[str, Kept] = {}
         self.on_read: Callable[[], None] | None = None
         self.several_tasks_passed = False
-
-    def measure(self, layer: nn.Module) -> None:
-        """Take the layer's operation as it is now: a user may have set another stride or dilation."""
-        now = geometry(layer)
-        if self.operation is None or now != self.geometry:
-            self.geometry, self.operation = now, operation(layer)
 
     def kept(self, name: str, weight: Tensor) -> Tensor:
         """W + ΔW of the task that is set; computed anew where either has changed."""
@@ -166,7 +159,7 @@ def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool 
     slot: Slot = module.__dict__.setdefault("_slot", Slot())
     module.__class__ = _attached_class(base, parameters, frozen)  # type: ignore[arg-type]
     slot.is_head = slot.is_head or head
-    slot.measure(module)
+    slot.operation = operation(module)
     if frozen:
         module.training = False
 
@@ -212,6 +205,6 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
     delta = slot.deltas.get(name)
     if delta is None or slot.inside or weight is None:
         return weight
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed():
         return delta.added_to(weight)
     return slot.kept(name, weight)

@@ -31,8 +31,7 @@ def check_head(
     """
     if head is None:
         return
-    if not isinstance(head, nn.Module):
-        raise ShapeError(f"a head is an nn.Module, such as nn.Linear(…, classes); got {head!r}")
+    _check_own(head, backbone, others)
     if head_path is None:
         raise ShapeError("this backbone has no head to replace: it has no linear layer, or the config says head='none'")
     if any(is_lazy(parameter) for parameter in head.parameters()):
@@ -46,6 +45,12 @@ def check_head(
         raise ShapeError(
             f"the head is {head.weight.dtype}, the backbone's {own.weight.dtype}: pass head.to({own.weight.dtype})"
         )
+
+
+def _check_own(head: nn.Module, backbone: nn.Module, others: Sequence[nn.Module | None]) -> None:
+    """A head has to be a module, and no one else's."""
+    if not isinstance(head, nn.Module):
+        raise ShapeError(f"a head is an nn.Module, such as nn.Linear(…, classes); got {head!r}")
     mine = {id(parameter) for parameter in head.parameters()}
     if any(
         id(parameter) in mine for module in (backbone, *others) if module is not None for parameter in module.parameters()
@@ -120,9 +125,10 @@ def fitted_task(
 
     Raises:
         TaskFileError: the head's tensors do not fit the head, or there is no description of it and ``head`` is None.
-        ShapeError, StateError: as `check_head`; a ``head`` that was given is as it was.
+        ShapeError, StateError: as `check_head`; a head that is someone else's is as it was.
     """
-    check_head(head, backbone, head_path, others)
+    if head is not None:
+        _check_own(head, backbone, others)  # before anything is loaded into it
     decompositions: list[Decomposition] = []
     for plan, module in file.tensors:
         weight = _first_weight(plan, backbone)

@@ -235,8 +235,8 @@ class AdaptedNetwork(nn.Module):
                 inputs, options = cloned((x, kwargs))  # a network may edit its input in place
                 with self.task(name), prefix.run():
                     outputs[name] = self(inputs, **options)
-        if torch.is_grad_enabled():
-            self._slots.remember_several_tasks()
+            if torch.is_grad_enabled():
+                self._slots.remember_several_tasks()
         return outputs
 
     def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

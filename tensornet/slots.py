@@ -11,6 +11,7 @@ from torch import nn
 from tensornet.attach import Attached, Content, Router, attach
 from tensornet.errors import NonFiniteError, StateError
 from tensornet.paths.branch import Way
+from tensornet.paths.layers import operation
 from tensornet.plan import TensorPlan
 
 Contents = Mapping[str, Content]
@@ -43,12 +44,12 @@ class Slots:
         owners = [path for path, module in backbone.named_modules() if module._buffers and not _is_scripted(module)]
         heads = [] if head is None else [head]
         self._check_own_forward([*norms, *owners, *heads, *_layers(plans)])
-        self._scripted = [module for module in backbone.modules() if _is_scripted(module)]
         for path in dict.fromkeys([*norms, *owners]):
             self._attach(path, frozen=True)
         if head is not None:
             self._attach(head, head=True)
         self._attach_targets(plans)
+        self.keep_scripted_in_eval()
 
     def admit(self, plans: Sequence[TensorPlan]) -> None:
         """Attach every layer that has a weight in ``plans``.
@@ -92,8 +93,9 @@ class Slots:
 
     def keep_scripted_in_eval(self) -> None:
         """Scripted modules cannot be attached: whoever sets the mode of the backbone has to leave theirs."""
-        for module in self._scripted:
-            module.eval()
+        for module in self.backbone.modules():
+            if _is_scripted(module):
+                module.eval()
 
     def _attach_targets(self, plans: Sequence[TensorPlan]) -> None:
         parameters: dict[str, list[str]] = {}
@@ -121,7 +123,7 @@ class Slots:
             slot, content = module._slot, contents.get(path, _NOTHING)
             slot.several_tasks_passed = False
             if content.deltas:
-                slot.measure(module)
+                slot.operation = operation(module)  # a user may have set another stride or dilation
             slot.deltas, slot.replacement = content.deltas, content.replacement
             slot.branch, slot.way = content.branch(module), way
 

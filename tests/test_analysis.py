@@ -104,7 +104,7 @@ def test_amounts(text, value):
     assert type(amount(text)) is type(value)
 
 
-@pytest.mark.parametrize("text", ["7,5%", "0,05", "12,34", "5 percent", ""])
+@pytest.mark.parametrize("text", ["7,5%", "7,500%", "0,05", "0,050", "12,34", "5 percent", ""])
 def test_amounts_that_could_be_read_in_two_ways(text):
     with pytest.raises(ConfigError, match="a budget is a number such as 20000"):
         amount(text)

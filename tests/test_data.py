@@ -50,7 +50,7 @@ def test_flat_lists_are_told_apart_by_their_labels(tmp_path):
     assert train.classes == test.classes == ("0", "3", "7")
     assert (list(train.labels), list(test.labels)) == ([0, 1, 2], [2, 0, 1])
     (tmp_path / "test.txt").write_text("images/3.png 7\nimages/4.png 0\nimages/5.png 4\n")
-    with pytest.raises(DataError, match=r"other labels: only in train.txt \[3\], only in test.txt \[4\]"):
+    with pytest.raises(DataError, match=r"other classes: only in train \['3'\], only in test \['4'\]"):
         read_domain(tmp_path, tmp_path / "train.txt", tmp_path / "test.txt")
 
 

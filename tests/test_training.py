@@ -13,6 +13,7 @@ from torch import nn
 import tensornet as tn
 from analysis.ranks import rank_recipes
 from analysis.selection.setting import Setting
+from tensornet.config import Choice
 from tensornet.data.augment import mixed_pairs
 from tensornet.data.sources import Split, held_out
 from tensornet.errors import ConfigError, DataError, RecipeError
@@ -214,22 +215,20 @@ def test_a_run_that_was_stopped_ends_as_it_would_have(when, data_root, images, t
     def stopped_late(module, *args):
         return stopped() if module.current_epoch == 2 else step(module, *args)
 
+    def run(name, checkpoints):
+        return train_task(network, name, *images, words, IMAGE, 0, checkpoints=checkpoints, progress=False)
+
     backbone = nn.Sequential(nn.Dropout(0.5), tn.load_backbone("hub:hub:tiny", root=data_root))
-    network = tn.adapt(backbone, tn.AdaptConfig("cp", rank=2))
-    words = settings(epochs=3, average=0.5)
-    whole = train_task(network, "a", *images, words, IMAGE, 0, progress=False)
-    for attempt in "bc":
-        with monkeypatch.context() as patch:
-            if attempt == "b":
-                patch.setattr(
-                    *((fit, "score", stopped) if when == "after it" else (fit.Classifier, "training_step", stopped_late))
-                )
-            try:
-                again = train_task(network, attempt, *images, words, IMAGE, 0, checkpoints=tmp_path, progress=False)
-            except KeyboardInterrupt:
-                assert attempt == "b"
+    network, words = tn.adapt(backbone, tn.AdaptConfig("cp", rank=2)), settings(epochs=3, average=0.5)
+    whole = run("whole", None)
+    place = (fit, "score", stopped) if when == "after it" else (fit.Classifier, "training_step", stopped_late)
+    with monkeypatch.context() as patch:
+        patch.setattr(*place)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped", tmp_path)
+    again = run("again", tmp_path)
     assert (again.fitted.loss, again.fitted.accuracy) == (whole.fitted.loss, whole.fitted.accuracy)
-    for (name, p), (_, q) in zip(network["a"].named_parameters(), network["c"].named_parameters(), strict=True):
+    for (name, p), q in zip(network["whole"].named_parameters(), network["again"].parameters(), strict=True):
         assert torch.equal(p, q), name
 
 
@@ -241,6 +240,13 @@ def test_settings_that_reach_no_variant_or_displace_one_another(data_root, tmp_p
     assert recipes["b"].config.rank == 2
     ranked = load_recipe(str(recipe), ["adapt.rank=3"])
     assert [r.config.rank for r in ranked.values()] == [3, 3]
+    layers = '[variants.c]\nadapt = { layers = { ".*" = { budget = 0.5 } } }\n'
+    layers += "[variants.d]\nbackbone = { options = { rank = 1 } }\n"
+    base = recipe.read_text().replace("rank = 2", 'rank = 2\nlayers = { ".*" = { rank = 1 } }')
+    recipe.write_text(base.replace("[input]", "options = { budget = 9 }\n[input]") + layers)
+    changed = load_recipe(str(recipe))
+    assert changed["c"].config.per_layer[".*"] == Choice(None, None, 0.5)
+    assert changed["d"].backbone.options == {"budget": 9, "rank": 1}, "only those of [adapt] are sizes"
     with pytest.raises(RecipeError, match="a setting reaches every variant"):
         load_recipe(str(recipe), ["variants.a.train.lr=9.0"])
 

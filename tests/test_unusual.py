@@ -437,8 +437,8 @@ def test_a_stride_that_is_set_after_adapting():
     net.set_task("a")
     x = torch.randn(2, 3, 8, 8)
     wide = net(x)
-    net.backbone[0].stride = (2, 2)
-    for _ in range(2):
+    for stride in ((2, 2), 2, [2, 2]):
+        net.backbone[0].stride = stride
         with net.task("a"):
             y = net(x)
             with torch.no_grad():
@@ -449,9 +449,10 @@ def test_a_stride_that_is_set_after_adapting():
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_statistics_inside_a_scripted_module_never_move():
     scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(8)))
-    net = adapted(nn.Sequential(nn.Linear(6, 8), scripted, nn.Linear(8, 5)))
-    net.train()
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), scripted, nn.Linear(8, 5)).train())
     before = copy.deepcopy(scripted.state_dict())
+    net(torch.randn(4, 6))
+    net.train()
     net(torch.randn(4, 6))
     for name, tensor in scripted.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -485,6 +486,22 @@ def test_factors_of_several_tasks_at_once_without_gradients():
     for name, own in zip("ab", y, strict=True):
         with net.task(name):
             torch.testing.assert_close(net(x), own)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_forward_mode_derivatives_of_factors_need_no_gradients():
+    net = adapted(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), width=None)
+    net.set_task("a")
+    x, name = torch.randn(2, 3, 4, 4), "_tasks.a.deltas.0.factor_0"
+    factor = net.get_parameter(name).detach()
+    derivatives = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(factor, torch.ones_like(factor))
+            y = torch.func.functional_call(net, {name: dual}, (x,))
+            derivatives.append(torch.autograd.forward_ad.unpack_dual(y).tangent)
+    assert derivatives[0].abs().max() > 0
+    torch.testing.assert_close(derivatives[1], derivatives[0])
 
 
 def test_a_delta_of_a_head_that_is_replaced_is_not_made():
@@ -559,6 +576,19 @@ def test_heads_are_not_shared():
         with pytest.raises(StateError, match="pass a copy"):
             net.add_task("b", taken)
     net.add_task("b", copy.deepcopy(head))
+
+
+def test_a_head_that_is_given_takes_the_dtype_of_the_backbone(tmp_path):
+    class Own(nn.Linear):
+        pass
+
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)).bfloat16(), tn.AdaptConfig(rank=1))
+    net.add_task("a", Own(8, 3).bfloat16())
+    net.save_task("a", tmp_path / "a")
+    assert net.load_task(tmp_path / "a", "b", head=Own(8, 3)).head.weight.dtype == torch.bfloat16
+    assert "b" in net
+    assert "c" not in net
+    assert 3 not in net
 
 
 def test_loading_into_a_head_that_is_taken_leaves_that_as_it_was(tmp_path):

@@ -13,7 +13,9 @@ def amount(text: str) -> float:
     Raises:
         ConfigError: it is neither.
     """
-    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())  # thousands; a decimal comma stays, and is refused
+    plain = text.strip()
+    if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", plain):  # thousands; a decimal comma stays, and is refused
+        plain = plain.replace(",", "")
     try:
         if plain.endswith("%"):
             return float(plain[:-1]) / 100

@@ -33,6 +33,7 @@ def ranks(
     from tensornet.errors import ConfigError, RecipeError, near
     from tensornet.training.grid import Grid
     from tensornet.training.reading import load_recipe
+    from tensornet.training.table import scored_on
 
     recipes = load_recipe(recipe, settings)
     if variant not in recipes:
@@ -62,8 +63,8 @@ def ranks(
                 [_score(*pair) for pair in zip(table[(t, "mean")], table[(t, "deviation")], strict=True)] for t in tasks
             ]
             lines = [[str(r), *row] for r, row in zip(table.index, zip(*columns, strict=True), strict=True)]
-            held = " and ".join(sorted({row["split"] for row in rows}))
-            print_table(f"Accuracy on {held}, percent; ± one standard deviation over seeds", ["rank", *tasks], lines)
+            title = f"Accuracy on {scored_on(rows)}, percent; ± one standard deviation over seeds"
+            print_table(title, ["rank", *tasks], lines)
     if failed:
         raise RecipeError(f"{len(failed)} of {len(grid.runs)} runs", [f"{label}: {why}" for label, why in failed.items()])
 

@@ -25,7 +25,7 @@ def train(
     """Train every task of a recipe; runs that are done are kept, and a killed run goes on from its last epoch."""
     from tensornet.training.grid import Grid
     from tensornet.training.reading import load_recipe
-    from tensornet.training.table import table
+    from tensornet.training.table import scored_on, table
 
     recipes = load_recipe(recipe, settings)
     grid = Grid(recipes, data, out, task, variant, seed)
@@ -47,5 +47,4 @@ def train(
     if json:
         print_json(rows)
     else:
-        held = " and ".join(sorted({row.get("split", "test") for row in rows}))
-        print_table(f"Accuracy on {held}, percent", *table(rows))
+        print_table(f"Accuracy on {scored_on(rows)}, percent", *table(rows))

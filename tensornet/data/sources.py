@@ -144,23 +144,20 @@ def read_lists(root: Path, train: Path, test: Path) -> tuple[Split, Split]:
     A class is named by the file's folder; where folders of two classes have one name, every class by its label.
 
     Raises:
-        DataError: a list is missing, a line is wrong, or a file is; all are listed. Or one list has labels that the other
-            has not.
+        DataError: a list is missing, a line is wrong, or a file is; all are listed.
     """
     parsed = [(path, _lines(root, path)) for path in (train, test)]
     names: dict[int, str] = {}
     for _, rows in parsed:
         for file, label in rows:
             names.setdefault(label, file.parent.name)
-    seen, other = ({label for _, label in rows} for _, rows in parsed)
-    if seen != other and all(rows for _, rows in parsed):
-        only = f"only in {train.name} {sorted(seen - other)}, only in {test.name} {sorted(other - seen)}"
-        raise DataError(f"{train} and {test} have other labels: {only}")
-    index = {label: i for i, label in enumerate(sorted(names))}
-    alike = len(set(names.values())) < len(names)
-    classes = tuple(str(label) if alike else names[label] for label in sorted(names))
+    if len(set(names.values())) < len(names):
+        names = {label: str(label) for label in names}
     splits = []
     for path, rows in parsed:
+        seen = sorted({label for _, label in rows})
+        index = {label: i for i, label in enumerate(seen)}
+        classes = tuple(names[label] for label in seen)
         splits.append(Split(str(path), [file for file, _ in rows], [index[label] for _, label in rows], classes))
     return splits[0], splits[1]
 

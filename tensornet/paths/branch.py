@@ -65,7 +65,7 @@ class Branch:
 
     def takes(self, layer: nn.Module, x: Any) -> bool:
         """Whether `step` can compute this call: a batch for a frozen layer, in its dtype, under plain autograd."""
-        if self.operation is None or not isinstance(x, Tensor) or self.operation.batched(x) is not x or _transformed():
+        if self.operation is None or not isinstance(x, Tensor) or self.operation.batched(x) is not x or transformed():
             return False
         weight, bias = layer._parameters["weight"], layer._parameters["bias"]
         if weight is None or weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -127,7 +127,7 @@ def _autocast(x: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether an export, a transform of `torch.func` or forward-mode differentiation is at work."""
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return True

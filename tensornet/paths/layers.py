@@ -9,8 +9,9 @@ into a few rows: a product with a thin matrix runs at twice the speed on them, o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -168,38 +169,47 @@ class Linear:
 Operation = Convolution | Linear
 
 
-def geometry(layer: nn.Module) -> tuple[Any, ...] | None:
-    """All that the operation of a convolution depends on and that can be set on the layer; None for another layer."""
-    if not isinstance(layer, _ConvNd):
-        return None
-    return layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
+_LINEAR = Linear()
 
 
 def operation(layer: nn.Module) -> Operation | None:
-    """The operation of a layer whose forward is the stock one and that has no groups; None for another."""
+    """The operation of a layer whose forward is the stock one and that has no groups; None for another.
+
+    It is the same object as long as the layer's geometry is the same.
+    """
     kind: Any = getattr(layer, "_base", type(layer))
     if kind.forward is nn.Linear.forward:
-        return Linear()
+        return _LINEAR
     if not isinstance(layer, _ConvNd) or kind.forward not in _FORWARDS or kind._conv_forward not in _CONVOLUTIONS:
         return None
     if layer.groups > 1:
         return None
-    none = (0,) * len(layer.kernel_size)
-    geometry = layer.kernel_size, layer.stride
+    dims = len(layer.kernel_size)
+    stride, dilation = _each(layer.stride, dims), _each(layer.dilation, dims)
     if layer.padding_mode != "zeros":
-        return Convolution(
-            *geometry, none, layer.dilation, tuple(layer._reversed_padding_repeated_twice), layer.padding_mode
-        )
+        pad = tuple(layer._reversed_padding_repeated_twice)
+        return _convolution(layer.kernel_size, stride, (0,) * dims, dilation, pad, layer.padding_mode)
     padding = layer.padding
     if isinstance(padding, str):
-        both = [d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        both = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, layer.kernel_size, strict=True)]
         if any(n % 2 for n in both):
             sides = tuple(side for n in reversed(both) for side in (n // 2, n - n // 2))
-            return Convolution(*geometry, none, layer.dilation, sides)
+            return _convolution(layer.kernel_size, stride, (0,) * dims, dilation, sides)
         padding = tuple(n // 2 for n in both)
+    padding = _each(padding, dims)
     if max(layer.kernel_size) == 1 and max(padding) > 0:
         return None  # padded places see nothing of the input: no matrix product
-    return Convolution(*geometry, padding, layer.dilation)
+    return _convolution(layer.kernel_size, stride, padding, dilation)
+
+
+@cache
+def _convolution(*geometry: Any) -> Convolution:
+    return Convolution(*geometry)
+
+
+def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """A number per dimension: PyTorch also computes with one for all, where a user has set that on a layer."""
+    return (value,) * dims if isinstance(value, int) else tuple(value)
 
 
 def _laid_out(z: Tensor, kernel: Tensor) -> Tensor:

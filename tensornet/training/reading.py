@@ -72,6 +72,7 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
                 problems.append(f"variants.{name}: a run has a folder of that name; choose another")
         for one in (change, *changes):
             if isinstance(one, dict):
+                _displace(merged.get("adapt"), one.get("adapt"))
                 _overlay(merged, one)
             else:
                 problems.append(f"variants.{name}: a table of changes was expected; got {one!r}")
@@ -136,14 +137,22 @@ def _read_plan(table: object, folder: Path, problems: list[str]) -> None:
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    for key, other in (("rank", "budget"), ("budget", "rank")):
-        if key in above and other not in above:
-            below.pop(other, None)  # of two ways to give a size
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(below.get(key), dict) and not isinstance(value, _Plan):
             _overlay(below[key], value)
         else:
             below[key] = value
+
+
+def _displace(below: object, above: object) -> None:
+    """`rank` and `budget` give one size, of all layers or of some: take away the one that the other is about to replace."""
+    if not isinstance(below, dict) or not isinstance(above, Mapping):
+        return
+    for key, other in (("rank", "budget"), ("budget", "rank")):
+        if key in above and other not in above:
+            below.pop(other, None)
+    for key, value in above.items():
+        _displace(below.get(key), value)
 
 
 def _lines(text: str) -> dict[tuple[str, ...], int]:

@@ -35,6 +35,11 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return ["method", *tasks, "mean", "parameters per task", "of the backbone", "seconds"], lines
 
 
+def scored_on(rows: Sequence[dict[str, Any]]) -> str:
+    """The splits that rows were scored on: "test", "holdout", or both."""
+    return " and ".join(sorted({row.get("split", "test") for row in rows}))
+
+
 def _spread(rows: Sequence[dict[str, Any]], tasks: int) -> str:
     seeds: dict[int, list[float]] = {}
     for row in rows:
