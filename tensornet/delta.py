@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tensornet.autocast import autocast_on
 from tensornet.decompositions import Bottleneck, Decomposition, Factors
 from tensornet.foldings import Fold, Member
 
@@ -107,7 +108,7 @@ class Delta:
     def added_to(self, weight: Tensor) -> Tensor:
         """W + ΔW in the shape and dtype of ``weight``, computed in float32 at least and rounded once."""
         device = weight.device.type
-        if torch.is_autocast_enabled(device):
+        if autocast_on(device):
             with torch.autocast(device, enabled=False):
                 return self._sum(weight)
         return self._sum(weight)

@@ -102,6 +102,8 @@ def _check_bottleneck(cls: type[Decomposition], shape: Shape, rank: int | tuple[
         dense = made.to_tensor()
         dense = dense.transpose(1, 2) if cls.chain and dense.ndim == 3 else dense
         _equal((bottleneck.out @ bottleneck.rows()).reshape(dense.shape), dense, f"{where}: bottleneck")
+        last = dense.movedim(1, -1)
+        _equal((bottleneck.out @ bottleneck.rows_last()).reshape(last.shape), last, f"{where}: bottleneck, channels last")
 
 
 def _check_rounding(cls: type[Decomposition], shape: Shape, rank: int | tuple[int, ...], where: str) -> None:

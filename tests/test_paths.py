@@ -151,8 +151,24 @@ def test_autocast(name):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in task.parameters())
 
 
+@pytest.mark.parametrize("path", ["auto", "weight", "activations"])
+def test_a_network_on_the_meta_device_gives_shapes(path):
+    """Where nothing is computed: how much memory or work a step will take can be asked before there is any."""
+    with torch.device("meta"):
+        net = tn.adapt(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(36, 2)), tn.AdaptConfig("cp", rank=2))
+        task = net.add_task("t", nn.Linear(36, 2))
+        x = torch.empty(5, 3, 5, 5)
+    net.set_task("t")
+    net.path = path
+    y = net.train()(x)
+    y.sum().backward()
+    assert y.shape == net.eval()(x).shape == (5, 2)
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in task.parameters())
+
+
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=2)])
 def test_autocast_through_the_rank_of_any_layer(layer):
+    layer = layer.to(torch.get_default_device())
     net = tn.adapt(nn.Sequential(layer), tn.AdaptConfig("cp", rank=2, head="none", targets=r".*"))
     task = trained(net.add_task("t"))
     net.set_task("t")

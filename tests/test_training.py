@@ -388,25 +388,59 @@ def test_what_a_student_learns_from_is_part_of_its_settings(data_root, tmp_path)
     assert [len(x) for x in setting.inputs()] == [8]
 
 
+class Scaled(nn.Module):
+    """A network with its logits times a number: a negative one swaps two classes."""
+
+    def __init__(self, inner, scale):
+        super().__init__()
+        self.inner = inner
+        self.scale = scale
+
+    def forward(self, x):
+        return self.scale * self.inner(x)
+
+
 def test_what_is_learnt_is_the_teachers_not_the_labels(net, images):
     """A teacher that swaps the classes makes a student that swaps them."""
     from tensornet.training.fit import evaluate
 
-    class Swapped(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return 10 * self.inner(x).flip(1)
-
     taught = train_task(net, "teacher", *images, settings(epochs=6), IMAGE, 0, progress=False)
     assert taught.fitted.accuracy > 0.85
     how = settings(epochs=6, distill={"teacher": "any", "weight": 1.0})
-    teacher = Swapped(net.merged("teacher"))
-    student = train_task(net, "student", *images, how, IMAGE, 0, teacher=teacher, progress=False)
+    teacher = Scaled(net.merged("teacher"), -10)
+    student = train_task(net, "student", *images, how, IMAGE, 0, teachers=[teacher], progress=False)
     assert student.fitted.accuracy < 0.2
     assert evaluate(teacher, images[1], IMAGE) < 0.2
+
+
+def test_of_several_teachers_the_mean_of_their_logits_is_learnt(net, images):
+    """Two that know nothing outvote one that swaps the classes, unless it is surer than both."""
+    taught = train_task(net, "teacher", *images, settings(epochs=6), IMAGE, 0, progress=False)
+    how = settings(epochs=6, distill={"teacher": "any", "weight": 1.0})
+    scores = []
+    for surer in (1, 10):
+        teachers = [Scaled(net.merged("teacher"), scale) for scale in (2, -surer, 2)]
+        name = f"student{surer}"
+        scores.append(train_task(net, name, *images, how, IMAGE, 0, teachers=teachers, progress=False).fitted.accuracy)
+    assert taught.fitted.accuracy > 0.85 < scores[0]
+    assert scores[1] < 0.2
+
+
+def test_the_teachers_of_several_seeds_are_trained_once_and_are_part_of_the_settings(data_root, tmp_path):
+    text = (data_root / "recipe.toml").read_text().replace("epochs = 6", "epochs = 1\nseeds = [0, 1]") + TAUGHT
+    (tmp_path / "one.toml").write_text(text)
+    (tmp_path / "r.toml").write_text(text.replace('"full", weight', '"full", seeds = [0, 1], weight'))
+    args = (data_root, tmp_path / "out", ["folders"], ["taught"])
+    one, both = (Grid(load_recipe(str(tmp_path / name)), *args) for name in ("one.toml", "r.toml"))
+    assert [[teacher.seed for teacher in run.teachers] for run in one.runs] == [[0], [1]]
+    assert [[teacher.seed for teacher in run.teachers] for run in both.runs] == [[0, 1], [1, 0]], "its own is the first"
+    assert not {run.digest for run in one.runs} & {run.digest for run in both.runs}
+    trained = []
+    execute = both.execute
+    both.execute = lambda run, progress: trained.append((run.variant, run.seed)) or execute(run, progress)
+    rows = list(both.all(progress=False))
+    assert trained == [("taught", 0), ("full", 0), ("full", 1), ("taught", 1)]
+    assert rows[0]["value"] != rows[1]["value"] or rows[0]["loss"] != rows[1]["loss"]
 
 
 @pytest.mark.parametrize("decomposition", ["cp", "tucker", "tt"])
@@ -416,7 +450,7 @@ def test_a_start_from_a_teacher_is_the_teacher_at_full_rank(decomposition, net, 
     task = net.add_task("student", nn.Linear(32, 2), tn.AdaptConfig(decomposition, rank=rank, scale=0.5))
     net.set_task("student")
     how = settings(start="teacher", distill={"teacher": "any"})
-    begin(net, "student", images[0], how, IMAGE, 0, teacher)
+    begin(net, "student", images[0], how, IMAGE, 0, [teacher])
     x = torch.randn(4, 3, 12, 12)
     with torch.no_grad():
         assert torch.allclose(net.eval()(x), teacher.eval()(x), atol=1e-3)
@@ -499,6 +533,7 @@ def test_keys_at_their_defaults_are_no_part_of_the_settings(data_root, tmp_path,
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
+        ('full", seeds = [0, 7] } } #', "lacks some"),
         ("fulll", "Did you mean 'full'"),
         ("taught", "has a teacher itself"),
         ("lora", "or is a peer's"),

@@ -33,8 +33,18 @@ class Bottleneck(NamedTuple):
         if self.core.ndim == 2:
             if self.core.shape[1] == 1:
                 return self.into * self.core
-            return (self.into[:, :, None] * self.core[:, None, :]).flatten(1)
+            return (self.into.unsqueeze(2) * self.core.unsqueeze(1)).flatten(1)
         return torch.matmul(self.into.T, self.core).flatten(1)
+
+    def rows_last(self) -> Tensor:
+        """`rows` with the channels last: shape (Q, K · C_in), made in that order and not turned into it."""
+        if self.core is None or (self.core.ndim == 2 and self.core.shape[1] == 1):
+            return self.rows()
+        if self.into is None:
+            return self.core.transpose(1, 2).flatten(1)
+        if self.core.ndim == 2:
+            return (self.core.unsqueeze(2) * self.into.unsqueeze(1)).flatten(1)
+        return torch.matmul(self.core.transpose(1, 2), self.into).flatten(1)
 
     def rows_backward(self, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of ``core`` and ``into`` from that of `rows`, of shape (Q, C_in · K)."""
@@ -63,8 +73,6 @@ class Bottleneck(NamedTuple):
         """
         wide = torch.promote_types(weight.dtype, torch.float32)
         parts = self.to(wide)
-        rows = parts.rows()
         if weight.is_contiguous() or not (last := weight.movedim(1, -1)).is_contiguous():
-            return torch.addmm(weight.to(wide).flatten(1), parts.out, rows, alpha=scale).reshape(weight.shape)
-        rows = rows.unflatten(1, (weight.shape[1], -1)).transpose(1, 2).flatten(1)
-        return torch.addmm(last.to(wide).flatten(1), parts.out, rows, alpha=scale).reshape(last.shape).movedim(-1, 1)
+            return torch.addmm(weight.to(wide).flatten(1), parts.out, parts.rows(), alpha=scale).view(weight.shape)
+        return torch.addmm(last.to(wide).flatten(1), parts.out, parts.rows_last(), alpha=scale).view(last.shape).movedim(-1, 1)

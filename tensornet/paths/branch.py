@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tensornet.autocast import autocast_on
 from tensornet.decompositions import Bottleneck
 from tensornet.delta import Delta
 from tensornet.paths.compiled import compiled_layer
@@ -124,7 +125,7 @@ def branch(layer: nn.Module, own: Operation | None, deltas: Mapping[str, Delta])
 
 def _autocast(x: Tensor) -> bool:
     """Whether autocast converts ``x``; it leaves float64 as it is."""
-    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return autocast_on(x.device.type) and x.dtype != torch.float64
 
 
 def transformed() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def train_task(
     image: Input,
     seed: int,
     *,
-    teacher: nn.Module | None = None,
+    teachers: Sequence[nn.Module] = (),
     checkpoints: Path | None = None,
     progress: bool = True,
 ) -> Adapted:
@@ -66,10 +66,10 @@ def train_task(
     L.seed_everything(seed, verbose=False)
     task = net.add_task(name, fresh_head(net, len(train.split.classes)))
     net.set_task(name)
-    begin(net, name, train, settings, image, seed, teacher)
+    begin(net, name, train, settings, image, seed, teachers)
     model, trained, counts = _trained(net, task, settings)
     fitted = fit(
-        model, trained, train, test, settings, image, seed, teacher=teacher, checkpoints=checkpoints, progress=progress
+        model, trained, train, test, settings, image, seed, teachers=teachers, checkpoints=checkpoints, progress=progress
     )
     return Adapted(model, fitted, counts)
 

@@ -44,9 +44,10 @@ def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:
 def why_not_taught(variant: str, recipes: Mapping[str, Recipe]) -> str | None:
     """Why a variant cannot learn from the teacher that it names; None where it can, or names none."""
     recipe = recipes[variant]
-    if recipe.train.distill is None:
+    how = recipe.train.distill
+    if how is None:
         return None
-    name = recipe.train.distill.teacher
+    name = how.teacher
     where, teacher = f"variant {variant}: train.distill.teacher", recipes.get(name)
     if teacher is None:
         return f"{where}: there is no variant {name!r}. {near(name, recipes)}"
@@ -56,6 +57,6 @@ def why_not_taught(variant: str, recipes: Mapping[str, Recipe]) -> str | None:
         return f"{where}: {name!r} has another backbone or input"
     if teacher.train.holdout != recipe.train.holdout:
         return f"{where}: {name!r} holds out other images, so that one of the two has trained on what the other is scored on"
-    if not set(recipe.train.seeds) <= set(teacher.train.seeds) or not set(recipe.tasks) <= set(teacher.tasks):
+    if not set(how.seeds or recipe.train.seeds) <= set(teacher.train.seeds) or not set(recipe.tasks) <= set(teacher.tasks):
         return f"{where}: {name!r} lacks some of its tasks or seeds"
     return None

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Classifier(L.LightningModule):
         trained: the part whose parameters are trained and whose state a checkpoint holds.
         settings, image: of the recipe.
         seed: of the augmentation.
-        teacher: a finished network, which the settings say to learn from.
+        teachers: finished networks, which the settings say to learn from.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Classifier(L.LightningModule):
         settings: Train,
         image: Input,
         seed: int,
-        teacher: nn.Module | None = None,
+        teachers: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.network = network
@@ -68,7 +68,7 @@ class Classifier(L.LightningModule):
         self.image = image
         self.seed = seed
         self._trained = [trained]  # in a list: registered once, inside the network
-        self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
+        self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.strict_loading = False
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         self._sums: dict[str, Tensor] = {}  # of averaged parameters; a copy of a peer's network would not be one of its own
@@ -99,24 +99,24 @@ class Classifier(L.LightningModule):
             targets = [(share, labels), (1 - share, labels[partners])]
         logits = self.network(seen)
         loss = sum((share * self.loss(logits, own) for share, own in targets), torch.zeros((), device=labels.device))
-        for teacher in self._teacher:
-            loss = self._distilled(loss, logits, seen, teacher)
+        if self._teachers:
+            loss = self._distilled(loss, logits, seen)
         if self.settings.delta_decay and isinstance(self._trained[0], Task):
             loss = loss + self.settings.delta_decay / 2 * self._trained[0].squared_norm()
         self.log("loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
-    def _distilled(self, loss: Tensor, logits: Tensor, seen: Tensor, teacher: nn.Module) -> Tensor:
+    def _distilled(self, loss: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
         how = self.settings.distill
         assert how is not None
         with torch.no_grad():
-            taught = teacher(seen)
-        student, taught = (F.log_softmax(own.float() / how.temperature, 1) for own in (logits, taught))
+            taught = torch.stack([teacher(seen).float() for teacher in self._teachers]).mean(0)
+        student, taught = (F.log_softmax(own / how.temperature, 1) for own in (logits.float(), taught))
         apart = F.kl_div(student, taught, reduction="batchmean", log_target=True)
         return (1 - how.weight) * loss + how.weight * how.temperature**2 * apart
 
     def on_fit_start(self) -> None:
-        for teacher in self._teacher:
+        for teacher in self._teachers:
             teacher.to(self.device)
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -182,7 +182,7 @@ def fit(
     image: Input,
     seed: int,
     *,
-    teacher: nn.Module | None = None,
+    teachers: Sequence[nn.Module] = (),
     checkpoints: Path | None = None,
     progress: bool = True,
 ) -> Fitted:
@@ -193,7 +193,7 @@ def fit(
         train, test: the two splits.
         settings, image: of the recipe.
         seed: of the order of the images and of their augmentation.
-        teacher: a finished network that maps normalised images to logits, where the settings say to learn from one.
+        teachers: finished networks that map normalised images to logits, where the settings say to learn from them.
         checkpoints: a folder for the state after every epoch; a run that was killed goes on from there.
         progress: show a progress bar.
 
@@ -201,7 +201,7 @@ def fit(
         NonFiniteError: the training diverged to NaN or infinity.
         WriteError: a checkpoint cannot be written.
     """
-    module = Classifier(network, trained, settings, image, seed, teacher).train()
+    module = Classifier(network, trained, settings, image, seed, teachers).train()
     last = checkpoints / "last.ckpt" if checkpoints is not None else None
     callbacks: list[L.Callback] = []
     if checkpoints is not None:

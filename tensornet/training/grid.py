@@ -72,9 +72,10 @@ class Grid:
     def _run(self, variant: str, task: TaskEntry, seed: int) -> Run:
         recipe = self.recipes[variant]
         how = recipe.train.distill
-        teacher = None if how is None else self.recipes.get(how.teacher)
-        other = None if how is None or teacher is None else Run(teacher, how.teacher, task, seed)
-        return Run(recipe, variant, task, seed, other)
+        if how is None or how.teacher not in self.recipes:
+            return Run(recipe, variant, task, seed)
+        teachers = (Run(self.recipes[how.teacher], how.teacher, task, own) for own in how.taught_by(seed))
+        return Run(recipe, variant, task, seed, tuple(teachers))
 
     def _check(self, only: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> None:
         """Everything that can be known before the first training."""
@@ -168,7 +169,7 @@ class Grid:
             settings,
             recipe.input,
             run.seed,
-            teacher=self._teacher(run, progress),
+            teachers=[self._teacher(other, progress) for other in run.teachers],
             checkpoints=checkpoints,
             progress=progress,
         )
@@ -182,14 +183,11 @@ class Grid:
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
         return row
 
-    def _teacher(self, run: Run, progress: bool) -> nn.Module | None:
-        """The finished network that a run learns from; it is trained now where it is not done, or was not kept."""
-        other = run.teacher
-        if other is None:
-            return None
-        if self.finished(other) is None or not other.network(self.out).exists():
-            self.execute(other, progress)
-        return self.trained(other)
+    def _teacher(self, run: Run, progress: bool) -> nn.Module:
+        """The finished network of a run to learn from; it is trained now where it is not done, or was not kept."""
+        if self.finished(run) is None or not run.network(self.out).exists():
+            self.execute(run, progress)
+        return self.trained(run)
 
     def trained(self, run: Run) -> nn.Module:
         """The network that a run wrote.

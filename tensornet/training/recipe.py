@@ -25,6 +25,12 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("every seed once")
+    return seeds
+
+
 class Backbone(_Table):
     """`[backbone]`: see `load_backbone`."""
 
@@ -64,14 +70,25 @@ class Rates(_Table):
 
 
 class Distill(_Table):
-    """`[train.distill]`: learn from the finished training of another variant, same task and seed (Hinton et al., 2015).
+    """`[train.distill]`: learn from the finished training of another variant on the same task (Hinton et al., 2015).
 
-    The loss is (1 − weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both at the temperature T.
+    The loss is (1 − weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both at the temperature T. The teacher is
+    the training with the same seed, or those with `seeds`, whose logits are averaged.
     """
 
     teacher: str
+    seeds: tuple[NonNegativeInt, ...] = ()
     weight: float = Field(0.9, ge=0, le=1)
     temperature: PositiveFloat = 2.0
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return _each_once(seeds)
+
+    def taught_by(self, seed: int) -> list[int]:
+        """The seeds of the trainings that a training with this ``seed`` learns from; its own first, where it is one of them."""
+        return sorted(self.seeds or (seed,), key=lambda own: own != seed)
 
 
 FULL = "full"
@@ -132,9 +149,7 @@ class Train(_Table):
     @field_validator("seeds")
     @classmethod
     def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("every seed once")
-        return seeds
+        return _each_once(seeds)
 
     @model_validator(mode="after")
     def _can_start_from_a_teacher(self) -> Train:

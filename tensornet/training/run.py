@@ -21,7 +21,7 @@ class Run:
     variant: str
     task: TaskEntry
     seed: int
-    teacher: Run | None = None
+    teachers: tuple[Run, ...] = ()
 
     @property
     def label(self) -> str:
@@ -39,7 +39,7 @@ class Run:
         settings = self.recipe.model_dump(mode="json", exclude={"tasks", "variants"}, exclude_defaults=True)
         settings["train"].pop("seeds", None)
         parts = [_REVISION, settings, self.task.model_dump(mode="json"), self.seed]
-        text = json.dumps(parts if self.teacher is None else [*parts, self.teacher.digest], sort_keys=True)
+        text = json.dumps([*parts, *(teacher.digest for teacher in self.teachers)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def folder(self, out: Path) -> Path:

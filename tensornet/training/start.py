@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ def begin(
     settings: Train,
     image: Input,
     seed: int,
-    teacher: nn.Module | None = None,
+    teachers: Sequence[nn.Module] = (),
 ) -> None:
     """Bring a new task to where its training starts; its deltas stay exactly zero, unless it starts from a teacher.
 
@@ -43,12 +43,11 @@ def begin(
         settings: `head` and `start` are read; a teacher's head is taken whatever `head` says.
         image: of the recipe.
         seed: of the order of the images and of the decompositions.
-        teacher: a plain copy of the backbone that was trained on the task, where `start` says "teacher".
+        teachers: plain copies of the backbone that were trained on the task, where `start` says "teacher"; the first is taken.
     """
     task = net[name]
     if settings.start == "teacher":
-        assert teacher is not None
-        take_teacher(net, task, teacher, seed)
+        take_teacher(net, task, teachers[0], seed)
         return
     if settings.head == "probe":
         assert isinstance(task.head, nn.Linear)
