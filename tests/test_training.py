@@ -471,6 +471,7 @@ def test_a_start_from_a_teacher_brings_full_fine_tuning(data_root, tmp_path):
     assert recipes["full"].train.lr == pytest.approx(0.3 * recipes[""].train.lr)
     assert recorded_recipes(tmp_path / "out") == recipes
     assert (tmp_path / "out/tasks/folders/task.json").is_file()
+    assert recipes[""].train.distill.model_dump() == {"teacher": "full", "seeds": (), "weight": 1.0, "temperature": 4.0}
     assert load_recipe(str(data_root / "recipe.toml")).keys() == {""}, "who learns from nobody has no teacher"
     with pytest.raises(ConfigError, match="learns from a teacher"):
         rank_recipes(recipes[""], [1])

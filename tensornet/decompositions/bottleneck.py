@@ -75,4 +75,5 @@ class Bottleneck(NamedTuple):
         parts = self.to(wide)
         if weight.is_contiguous() or not (last := weight.movedim(1, -1)).is_contiguous():
             return torch.addmm(weight.to(wide).flatten(1), parts.out, parts.rows(), alpha=scale).view(weight.shape)
-        return torch.addmm(last.to(wide).flatten(1), parts.out, parts.rows_last(), alpha=scale).view(last.shape).movedim(-1, 1)
+        total = torch.addmm(last.to(wide).flatten(1), parts.out, parts.rows_last(), alpha=scale)
+        return total.view(last.shape).movedim(-1, 1)

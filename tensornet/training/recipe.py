@@ -87,12 +87,14 @@ class Distill(_Table):
         return _each_once(seeds)
 
     def taught_by(self, seed: int) -> list[int]:
-        """The seeds of the trainings that a training with this ``seed`` learns from; its own first, where it is one of them."""
+        """The seeds of the trainings that one with this ``seed`` learns from; its own first, where it is one of them."""
         return sorted(self.seeds or (seed,), key=lambda own: own != seed)
 
 
 FULL = "full"
 """The teacher where a recipe names none; without a variant of that name, `Recipe.full_fine_tuning`."""
+SOFTLY = {"teacher": FULL, "weight": 1.0, "temperature": 4.0}
+"""`[train.distill]` where a recipe says no more than `start = "teacher"`: see docs/results.md."""
 
 
 class Train(_Table):
@@ -137,7 +139,7 @@ class Train(_Table):
             return given
         if given.get("method") == "full":  # the teacher itself, where a setting reaches every variant
             return {key: value for key, value in given.items() if key != "start"}
-        return given if given.get("distill") is not None else {**given, "distill": {"teacher": FULL}}
+        return given if given.get("distill") is not None else {**given, "distill": SOFTLY}
 
     @field_validator("milestones")
     @classmethod

@@ -43,7 +43,7 @@ def begin(
         settings: `head` and `start` are read; a teacher's head is taken whatever `head` says.
         image: of the recipe.
         seed: of the order of the images and of the decompositions.
-        teachers: plain copies of the backbone that were trained on the task, where `start` says "teacher"; the first is taken.
+        teachers: where `start` says "teacher", plain copies of the backbone that were trained on the task; the first counts.
     """
     task = net[name]
     if settings.start == "teacher":
