@@ -178,7 +178,7 @@ def test_names_that_could_be_confused(data_root, tmp_path):
 
 def test_a_damaged_checkpoint_is_as_good_as_none(data_root, tmp_path, trained_run):
     grid = Grid(load_recipe(str(data_root / "recipe.toml")), data_root, tmp_path, ["folders"])
-    folder = tmp_path / "checkpoints" / grid.runs[0].place / grid.runs[0].digest
+    folder = grid.checkpoints(grid.runs[0])
     folder.mkdir(parents=True)
     (folder / "last.ckpt").write_bytes(b"PK damaged")
     ran("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders")

@@ -45,7 +45,7 @@ def evaluate(
         else:
             net = grid.trained(one)
         images = Images(grid.splits(one.task)[1], one.recipe.input.stored)
-        before = grid.finished(one)
+        before = grid.recorded(one)
         rows.append(
             {
                 "variant": one.variant,

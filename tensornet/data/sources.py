@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ class Split:
     def __post_init__(self) -> None:
         if not self.images:
             raise DataError(f"{self.where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over classes, labels and images: their bytes, or the names and sizes of their files."""
+        digest = hashlib.sha256("|".join(self.classes).encode())
+        for image, label in zip(self.images, self.labels, strict=True):
+            seen = image if isinstance(image, bytes) else f"{image.name}|{image.stat().st_size}".encode()
+            digest.update(b"|%d|%d|%s" % (label, len(seen), seen))
+        return digest.hexdigest()
 
 
 def read_domain(data: Path, train: Path | None = None, test: Path | None = None) -> tuple[Split, Split]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,8 @@ from tensornet.training.adapting import Row, result, save_network, saved_network
 from tensornet.training.batches import as_trained
 from tensornet.training.checks import try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
-from tensornet.training.recorded import recorded_recipes
-from tensornet.training.run import Run
+from tensornet.training.recorded import read_row, together
+from tensornet.training.run import Run, every_run
 from tensornet.training.table import markdown, table
 
 
@@ -53,29 +54,16 @@ class Grid:
         self.data = data
         self.out = out
         self._splits: dict[TaskEntry, tuple[Split, Split]] = {}
+        self._hashes: dict[TaskEntry | str, str] = {}
         self._images: tuple[tuple[TaskEntry, int, float], tuple[Images, Images]] | None = None
-        self.every = [
-            self._run(variant, task, seed)
-            for variant, recipe in recipes.items()
-            for seed in recipe.train.seeds
-            for task in recipe.tasks
-        ]
         self.runs = [
             run
-            for run in self.every
+            for run in every_run(recipes)
             if (not only or run.task.name in only)
             and (not variants or run.variant in variants)
             and (not seeds or run.seed in seeds)
         ]
         self._check(only, variants, seeds)
-
-    def _run(self, variant: str, task: TaskEntry, seed: int) -> Run:
-        recipe = self.recipes[variant]
-        how = recipe.train.distill
-        if how is None or how.teacher not in self.recipes:
-            return Run(recipe, variant, task, seed)
-        teachers = (Run(self.recipes[how.teacher], how.teacher, task, own) for own in how.taught_by(seed))
-        return Run(recipe, variant, task, seed, tuple(teachers))
 
     def _check(self, only: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> None:
         """Everything that can be known before the first training."""
@@ -134,21 +122,33 @@ class Grid:
         """The result of a run that is done already; None where it is not.
 
         Raises:
-            RecipeError: the folder holds a result of other settings under this name.
+            RecipeError: the folder holds a result of other settings, weights or data under this name.
         """
-        row = _read(self._record(run))
-        if row is not None and row["digest"] != run.digest:
-            advice = "choose another --out, or delete that file to run it again"
-            raise RecipeError(str(self.out), [f"{self._record(run)} was made with other settings: {advice}"])
+        row = read_row(run.record(self.out))
+        if row is not None:
+            found = {"settings": ("digest", run.digest), **self._made_of(run)}
+            other = [what for what, (key, value) in found.items() if row.get(key, value) != value]
+            if other:
+                advice = "choose another --out, or delete that file to run it again"
+                raise RecipeError(str(self.out), [f"{run.record(self.out)} was made with other {other[0]}: {advice}"])
         return row
+
+    def _made_of(self, run: Run) -> dict[str, tuple[str, str]]:
+        """What a run is made of beside its settings: the key of its row and the hash, by a word for people."""
+        backbone = json.dumps([run.recipe.backbone.model_dump(mode="json"), run.recipe.adapt.get("head")])
+        if backbone not in self._hashes:
+            self._hashes[backbone] = self.network(run.recipe).identity()["stored"]
+        if run.task not in self._hashes:
+            self._hashes[run.task] = "".join(split.fingerprint()[:32] for split in self._splits[run.task])
+        return {"weights": ("backbone_hash", self._hashes[backbone]), "data": ("data_hash", self._hashes[run.task])}
 
     def done(self) -> int:
         """How many of the runs are done already.
 
         Raises:
-            RecipeError: the output folder holds results of other settings, or begins with another seed.
+            RecipeError: the output folder holds results of other settings, weights or data, or begins with another seed.
         """
-        self._check_first_seeds()
+        self._recorded()
         return sum(self.finished(run) is not None for run in self.runs)
 
     def execute(self, run: Run, progress: bool = True) -> Row:
@@ -159,7 +159,8 @@ class Grid:
         recipe = run.recipe
         train, test = self.images(run)
         net = self.network(recipe)
-        checkpoints = self.out / "checkpoints" / run.place / run.digest
+        hashes = dict(self._made_of(run).values())
+        checkpoints = self.checkpoints(run)
         name, settings = run.task.name, recipe.train
         adapted = train_task(
             net,
@@ -177,9 +178,9 @@ class Grid:
             net.save_task(name, run.network(self.out))
         else:
             save_network(adapted.model, run.network(self.out))
-        row = result(run.variant, net, name, settings, run.seed, adapted) | {"digest": run.digest}
-        make_folder(self._record(run).parent)
-        write_file(self._record(run), json.dumps(row, indent=1) + "\n")
+        row = result(run.variant, net, name, settings, run.seed, adapted) | hashes | {"digest": run.digest}
+        make_folder(run.record(self.out).parent)
+        write_file(run.record(self.out), json.dumps(row, indent=1) + "\n")
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
         return row
 
@@ -198,16 +199,23 @@ class Grid:
         classes = len(self._splits[run.task][0].classes)
         return saved_network(self.network(run.recipe), run.network(self.out), classes, run.recipe.train)
 
+    def checkpoints(self, run: Run) -> Path:
+        """The folder for the state of an unfinished run."""
+        made_of = "".join([run.digest, *(value for _, value in self._made_of(run).values())])
+        return self.out / "checkpoints" / run.place / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+    def recorded(self, run: Run) -> Row | None:
+        """The result of a run with the same settings, whatever it was made of; None where there is none."""
+        row = read_row(run.record(self.out))
+        return row if row is not None and row["digest"] == run.digest else None
+
     def results(self) -> list[Row]:
-        """The results of all finished runs; also written to `results.json` and, as a table, to `results.md`."""
-        rows = []
-        for run in self.every:
-            row = _read(self._record(run))
-            if row is not None and row["digest"] == run.digest:
-                rows.append(row)
+        """The results of all finished runs in the folder; also written to `results.json`, and as a table to `results.md`."""
+        recipes = self._recorded()
+        rows = [row for run in every_run(recipes) if (row := self.recorded(run)) is not None]
         make_folder(self.out)
-        recipes = {name: recipe.model_dump(mode="json") for name, recipe in self.recipes.items()}
-        write_file(self.out / "recipe.json", json.dumps(recipes, indent=1) + "\n")
+        dumped = {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()}
+        write_file(self.out / "recipe.json", json.dumps(dumped, indent=1) + "\n")
         write_file(self.out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
         write_file(self.out / "results.md", markdown(table(rows)))
         return rows
@@ -229,20 +237,9 @@ class Grid:
                 self.results()
             yield row
 
-    def _check_first_seeds(self) -> None:
-        """The first seed has no folder of its own: were it another one now, its networks would be taken for those before."""
-        if not (self.out / "recipe.json").is_file():
-            return
-        for name, recipe in recorded_recipes(self.out).items():
-            before, now = (one.train.seeds[0] for one in (recipe, self.recipes.get(name, recipe)))
-            if now != before:
-                advice = "keep the first and pick seeds with --seed, or choose another --out"
-                raise RecipeError(
-                    str(self.out), [f"train.seeds began with {before} here and begins with {now} now: {advice}"]
-                )
-
-    def _record(self, run: Run) -> Path:
-        return (self.out / "runs" / run.place).with_suffix(".json")
+    def _recorded(self) -> dict[str, Recipe]:
+        """The recipes of all runs in the folder, and these."""
+        return together(self.out, self.recipes, {one.variant for run in self.runs for one in (run, *run.teachers)})
 
     def images(self, run: Run) -> tuple[Images, Images]:
         """What a run is trained and scored on; the images of the last task are kept."""
@@ -253,14 +250,3 @@ class Grid:
             train, scored = held_out(splits[0], share) if share else splits
             self._images = (key, (Images(train, key[1]), Images(scored, key[1])))
         return self._images[1]
-
-
-def _read(record: Path) -> Row | None:
-    """The result in a file; None where there is none."""
-    if not record.is_file():
-        return None
-    try:
-        row: Row = json.loads(record.read_text())
-        return row if isinstance(row["digest"], str) else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(str(record), [f"it is not a result that 'tensornet train' wrote: {error}"]) from None

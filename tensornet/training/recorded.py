@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensornet.errors import RecipeError, TaskFileError
 from tensornet.training.recipe import Recipe
+from tensornet.training.run import every_run
 
 
 def recorded_recipes(out: Path) -> dict[str, Recipe]:
@@ -21,6 +23,77 @@ def recorded_recipes(out: Path) -> dict[str, Recipe]:
         return {name: Recipe.model_validate(recipe) for name, recipe in data.items()}
     except (OSError, ValueError) as error:
         raise RecipeError(str(out), [f"it is not a folder that 'tensornet train' wrote: {error}"]) from None
+
+
+def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> dict[str, Recipe]:
+    """The recipes of all runs in a folder, after those of one more recipe.
+
+    Of a variant with the same settings, tasks and seeds are joined. One with other settings stays as it is while it has
+    results, unless it is ``wanted`` now.
+
+    Args:
+        out: the folder; it may be new.
+        own: one recipe per variant.
+        wanted: names of variants.
+
+    Raises:
+        RecipeError: the folder has results of a wanted variant with other settings, or its networks begin with another seed;
+            or it is not one that `tensornet train` wrote.
+    """
+    if not (out / "recipe.json").is_file():
+        return dict(own)
+    before = recorded_recipes(out)
+    found = dict(own)
+    for name, recipe in before.items():
+        now = own.get(name)
+        if now is None:
+            found[name] = recipe
+            continue
+        first, second = recipe.train.seeds[0], now.train.seeds[0]
+        if first != second:
+            advice = "keep the first and pick seeds with --seed, or choose another --out"
+            raise RecipeError(str(out), [f"train.seeds began with {first} here and begins with {second} now: {advice}"])
+        if _settings(recipe) == _settings(now):
+            found[name] = _joined(recipe, now)
+        elif _has_results(out, before, name):
+            if name in wanted:
+                what = f"variant {name}" if name else "this recipe"
+                advice = f"choose another --out, or delete {out / 'runs' / name} to run it again"
+                raise RecipeError(str(out), [f"results of {what} were made with other settings: {advice}"])
+            found[name] = recipe
+    return found
+
+
+def _has_results(out: Path, recipes: Mapping[str, Recipe], variant: str) -> bool:
+    rows = ((run, read_row(run.record(out))) for run in every_run(recipes) if run.variant == variant)
+    return any(row is not None and row["digest"] == run.digest for run, row in rows)
+
+
+def _settings(recipe: Recipe) -> Recipe:
+    """A recipe without what its runs differ in."""
+    return recipe.model_copy(update={"tasks": (), "train": recipe.train.model_copy(update={"seeds": ()})})
+
+
+def _joined(before: Recipe, now: Recipe) -> Recipe:
+    tasks = {task.name: task for task in (*before.tasks, *now.tasks)}
+    seeds = tuple(dict.fromkeys((*before.train.seeds, *now.train.seeds)))
+    train = now.train.model_copy(update={"seeds": seeds})
+    return now.model_copy(update={"tasks": tuple(tasks.values()), "train": train})
+
+
+def read_row(record: Path) -> dict[str, Any] | None:
+    """The result in a file; None where there is none.
+
+    Raises:
+        RecipeError: it is no result.
+    """
+    if not record.is_file():
+        return None
+    try:
+        row: dict[str, Any] = json.loads(record.read_text())
+        return row if isinstance(row["digest"], str) else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(str(record), [f"it is not a result that 'tensornet train' wrote: {error}"]) from None
 
 
 def recorded_results(out: Path) -> list[dict[str, Any]]:

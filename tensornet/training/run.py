@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensornet.training.recipe import Recipe, TaskEntry
+from tensornet.training.recipe import Distill, Recipe, TaskEntry
 
 _REVISION = 2
 """To be raised when a default of any table changes: a result of the old one would pass for one of the new."""
@@ -42,6 +43,10 @@ class Run:
         text = json.dumps([*parts, *(teacher.digest for teacher in self.teachers)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def record(self, out: Path) -> Path:
+        """Where the result is written."""
+        return (out / "runs" / self.place).with_suffix(".json")
+
     def folder(self, out: Path) -> Path:
         """Where the task is written: `tasks/` under the variant, under the seed where there are several."""
         seeds = self.recipe.train.seeds
@@ -53,3 +58,17 @@ class Run:
         if self.recipe.train.method == "adapt":
             return folder
         return folder.parent.parent / "models" / f"{self.task.name}.safetensors"
+
+
+def every_run(recipes: Mapping[str, Recipe]) -> Iterator[Run]:
+    """Every run of recipes, one recipe per variant."""
+    for variant, recipe in recipes.items():
+        for seed in recipe.train.seeds:
+            for task in recipe.tasks:
+                yield Run(recipe, variant, task, seed, _teachers(recipes, recipe.train.distill, task, seed))
+
+
+def _teachers(recipes: Mapping[str, Recipe], how: Distill | None, task: TaskEntry, seed: int) -> tuple[Run, ...]:
+    if how is None or how.teacher not in recipes:
+        return ()
+    return tuple(Run(recipes[how.teacher], how.teacher, task, own) for own in how.taught_by(seed))

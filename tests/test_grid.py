@@ -1,0 +1,133 @@
+"""What is in a folder of results: which runs count as done, and what several recipes leave there."""
+
+import json
+
+import pytest
+from safetensors.torch import save_file
+
+from tensornet.backbones import load_backbone
+from tensornet.errors import RecipeError
+from tensornet.training.grid import Grid
+from tensornet.training.reading import load_recipe
+from tensornet.training.recorded import recorded_recipes
+from tests.commands import HUB, RECIPE, ran, refused
+from tests.images import image_folder
+
+SHORT = RECIPE.replace("epochs = 6", "epochs = 1")
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    for name in ("folders", "parquet"):
+        image_folder(folder / name, train=4, test=2)
+    (folder / "hub").symlink_to(HUB)
+    save_file(load_backbone("hub:hub:tiny", root=folder).state_dict(), folder / "tiny.safetensors")
+    return folder
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    """The arguments of `tensornet train` for a recipe with some changes of its text."""
+
+    def arguments(*changes, added=""):
+        text = SHORT + added
+        for before, after in changes:
+            assert before in text
+            text = text.replace(before, after)
+        (tmp_path / "r.toml").write_text(text)
+        return "train", tmp_path / "r.toml", "--data", data, "--out", tmp_path / "out"
+
+    return arguments
+
+
+def rows(out):
+    return [(row["variant"], row["task"], row["seed"]) for row in json.loads((out / "results.json").read_text())["runs"]]
+
+
+def test_a_result_of_other_data_is_not_taken_for_one_of_these(train, data, tmp_path):
+    args = (*train(), "--task", "folders")
+    ran(*args)
+    assert json.loads(ran(*args, "--check", "--json")) == {"runs": 1, "done": 1}
+    recipes = load_recipe(str(tmp_path / "r.toml"))
+    before = Grid(recipes, data, tmp_path / "out", ["folders"])
+    unfinished = before.checkpoints(before.runs[0])
+    (data / "folders/train/ant/3.png").unlink()
+    said = refused(*args, "--check")
+    assert "made with other data: choose another --out" in said
+    after = Grid(recipes, data, tmp_path / "out", ["folders"])
+    assert after.checkpoints(after.runs[0]) != unfinished, "a run that was killed does not go on with other data"
+    (row,) = json.loads(ran("evaluate", tmp_path / "out", "--data", data, "--task", "folders", "--json"))
+    assert row["trained_value"] is not None, "a task may be tested on other images"
+
+
+def test_a_result_of_other_weights_is_not_taken_for_one_of_these(train, data, tmp_path):
+    args = (*train(('"hub:hub:tiny"', '"hub:hub:tiny"\nweights = "tiny.safetensors"')), "--task", "folders")
+    ran(*args)
+    assert json.loads(ran(*args, "--check", "--json")) == {"runs": 1, "done": 1}
+    state = load_backbone("hub:hub:tiny", root=data).state_dict()
+    save_file({name: 2 * tensor for name, tensor in state.items()}, data / "tiny.safetensors")
+    assert "made with other weights" in refused(*args)
+
+
+def test_rows_of_before_there_were_hashes_count(train, tmp_path):
+    args = (*train(), "--task", "folders")
+    ran(*args)
+    record = tmp_path / "out/runs/folders/seed-0.json"
+    row = json.loads(record.read_text())
+    assert len(row.pop("data_hash")) == 64
+    record.write_text(json.dumps(row))
+    assert json.loads(ran(*args, "--check", "--json")) == {"runs": 1, "done": 1}
+
+
+def test_the_names_sizes_labels_and_classes_of_images_are_the_data(data):
+    from tensornet.data.sources import Split, read_folder
+
+    split = read_folder(data / "folders/train")
+    same = Split("elsewhere", split.images, split.labels, split.classes)
+    assert split.fingerprint() == same.fingerprint()
+    others = [
+        Split("", split.images, split.labels[::-1], split.classes),
+        Split("", split.images[1:], split.labels[1:], split.classes),
+        Split("", split.images, split.labels, ("ant", "wasp")),
+        Split("", [path.read_bytes() for path in split.images], split.labels, split.classes),
+    ]
+    assert len({split.fingerprint(), *(other.fingerprint() for other in others)}) == 5
+
+
+def test_a_recipe_with_other_tasks_or_variants_adds_to_a_folder(train, tmp_path):
+    out = tmp_path / "out"
+    ran(*train(added="[variants.a]\n"), "--task", "folders")
+    before = recorded_recipes(out)
+    ran(*train(('name = "folders"\ndata', 'name = "more"\ndata'), added="[variants.b]\nadapt = { rank = 1 }\n"))
+    assert rows(out) == [("b", "more", 0), ("b", "parquet", 0), ("a", "folders", 0)]
+    assert recorded_recipes(out)["a"] == before["a"]
+    ran(*train(('name = "folders"\ndata', 'name = "third"\ndata'), added="[variants.a]\n"), "--task", "third")
+    assert rows(out)[:2] == [("a", "folders", 0), ("a", "third", 0)]
+    assert len(rows(out)) == 4
+    evaluated = json.loads(ran("evaluate", out, "--data", tmp_path / "data", "--json"))
+    assert {(row["variant"], row["task"], row["seed"]) for row in evaluated} == set(rows(out))
+
+
+def test_a_seed_more_adds_to_a_folder(train, tmp_path):
+    ran(*train(), "--task", "folders")
+    ran(*train(), "--task", "parquet", "--set", "train.seeds=[0, 1]")
+    ran(*train(), "--task", "folders")
+    assert rows(tmp_path / "out") == [("", "folders", 0), ("", "parquet", 0), ("", "parquet", 1)]
+
+
+def test_other_settings_never_drop_a_result(train, tmp_path):
+    out = tmp_path / "out"
+    both = "[variants.a]\n[variants.b]\nadapt = { rank = 1 }\n"
+    ran(*train(added=both), "--task", "folders", "--variant", "a")
+    changed = train(("lr = 2e-2", "lr = 1e-2"), added=both)
+    said = refused(*changed, "--task", "parquet")
+    assert "results of variant a were made with other settings" in said
+    assert f"delete {out}/runs/a" in said
+    assert not (out / "runs/a/parquet").exists()
+    ran(*changed, "--task", "folders", "--variant", "b")
+    assert rows(out) == [("a", "folders", 0), ("b", "folders", 0)]
+    assert [recorded_recipes(out)[name].train.lr for name in "ab"] == [2e-2, 1e-2]
+    (out / "recipe.json").write_text("{")
+    with pytest.raises(RecipeError, match="is not a folder that 'tensornet train' wrote"):
+        Grid(load_recipe(str(tmp_path / "r.toml")), tmp_path / "data", out).done()
