@@ -1,7 +1,10 @@
 """Tables and figures from task folders alone."""
 
+import itertools
 import math
+import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,7 +14,8 @@ from torch import nn
 import analysis
 import tensornet as tn
 from analysis.commands.amounts import amount
-from analysis.figures import layer_lines, save_figure
+from analysis.figures import layer_lines, layer_norms_figure, save_figure, similarity_map
+from tensornet.commands.output import print_table
 from tensornet.errors import ConfigError, TaskFileError, WriteError
 from tests.toys import ResNet, trained
 
@@ -93,6 +97,67 @@ def test_a_legend_names_every_line_in_its_colour():
     legend, lines = figure.legends[0], figure.axes[0].get_lines()
     assert [text.get_text() for text in legend.get_texts()] == ["_hidden", "alpha", "beta"]
     assert [handle.get_color() for handle in legend.get_lines()] == [line.get_color() for line in lines]
+
+
+def _many(count):
+    rng = np.random.default_rng(0)
+    layers = [f"conv{i}" for i in range(5)]
+    return pd.DataFrame({f"task{i}": rng.random(5) for i in range(count)}, index=layers)
+
+
+def test_norms_of_fifty_tasks_are_a_map_with_a_row_for_each(tmp_path):
+    few, many = _many(20), _many(50)
+    assert len(layer_norms_figure(few, "title", "label").axes[0].get_lines()) == 20
+    figure = layer_norms_figure(many, "title", "label")
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == list(many.columns)
+    assert [t.get_text() for t in axes.get_xticklabels()] == list(many.index)
+    assert np.array_equal(axes.images[0].get_array(), many.to_numpy().T)
+    save_figure(figure, tmp_path / "f.png")
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(boxes)), "names do not touch"
+
+
+def test_a_legend_takes_no_room_from_the_lines():
+    heights = []
+    for count in (2, 20):
+        figure = layer_norms_figure(_many(count), "title", "label")
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.8 * heights[0]
+
+
+@pytest.mark.parametrize("count", [4, 10, 11, 40])
+def test_the_likeness_of_many_tasks_is_shown_by_task_not_by_pair(count):
+    names = [f"task{i}" for i in range(count)]
+    rng = np.random.default_rng(0)
+    square = pd.DataFrame(np.eye(count), index=names, columns=names)
+    found = list(itertools.combinations(names, 2))
+    layers = pd.DataFrame(rng.uniform(-1, 1, (3, len(found))), index=list("xyz"), columns=pd.MultiIndex.from_tuples(found))
+    figure = similarity_map(square, layers, "title", "cosine")
+    assert max(figure.get_size_inches()) < 30
+    below = next(axes for axes in figure.axes if axes.get_xlabel() == "layer, in network order")
+    labels, shown = [t.get_text() for t in below.get_yticklabels()], below.images[0].get_array()
+    if count <= 10:
+        assert labels == [f"{a} – {b}" for a, b in found]
+    else:
+        assert sorted(labels) == sorted(names)
+        own = layers[[pair for pair in found if "task3" in pair]].mean(axis=1)
+        assert np.allclose(shown[labels.index("task3")], own)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 50])
+def test_a_wide_table_goes_on_below(columns, capsys):
+    header = ["layer", *(f"a task with the number {i}" for i in range(columns))]
+    print_table("title", header, [["conv1", *(f"{i}.5" for i in range(columns))]])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 160 for line in lines)
+    cells = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines if line.startswith(("┃", "│"))]
+    heads, rows = cells[::2], cells[1::2]
+    assert [cell for head in heads for cell in head[1:]] == header[1:]
+    assert [cell for row in rows for cell in row[1:]] == [f"{i}.5" for i in range(columns)]
+    assert {head[0] for head in heads} == {"layer"}
+    assert {row[0] for row in rows} == {"conv1"}
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def norms(
     if csv is not None:
         write_file(csv, table.to_csv())
     if out is not None:
-        from analysis.figures import component_map, layer_lines, save_figure
+        from analysis.figures import component_map, layer_norms_figure, save_figure
 
-        draw = component_map if kind == "component" else layer_lines
+        draw = component_map if kind == "component" else layer_norms_figure
         save_figure(draw(table, "Change of every layer", LABELS[kind]), out)
     labels = names(table)
     if json:

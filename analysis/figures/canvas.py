@@ -29,10 +29,21 @@ def layers_wide(count: int) -> float:
     return min(max(6.5, 0.24 * count + 2), 16)
 
 
+def rows_high(count: int) -> float:
+    """Inches in which so many rows of a map can be told apart, and their names where there are a few hundred or less."""
+    return min(0.3 if count <= 20 else 0.17, 40 / count) * count
+
+
+def name_rows(axes: Axes, names: Sequence[object]) -> None:
+    """Every row of a map by name along the vertical axis."""
+    axes.set_yticks(range(len(names)), [str(name) for name in names], fontsize=9 if len(names) <= 20 else 7)
+
+
 def legend_below(figure: Figure, labels: Sequence[object], handles: Sequence[Any]) -> None:
-    """A legend under the panels, in as many columns as fit."""
+    """A legend under the panels, in as many columns as fit; the figure grows by what its rows take."""
     longest = max(len(str(label)) for label in labels)
     fitting = max(1, int(figure.get_size_inches()[0] / (0.075 * longest + 0.55)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * ((len(labels) - 1) // fitting))
     figure.legend(
         list(handles),  # those that axes list lack what is called _something
         [str(label) for label in labels],

@@ -11,8 +11,34 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.canvas import COLOURS, MARKERS, layers_wide, legend_below, name_layers, tidy
+from analysis.figures.canvas import COLOURS, MARKERS, layers_wide, legend_below, name_layers, name_rows, rows_high, tidy
 from analysis.tables import names, pairs
+
+MOST_LINES = 20
+"""Lines that one can tell apart in one panel."""
+
+
+def layer_norms_figure(table: pd.DataFrame, title: str, label: str) -> Figure:
+    """Norms over the layers in network order: as lines, or as a map where there are too many columns to tell lines apart."""
+    return (layer_lines if table.shape[1] <= MOST_LINES else layer_map)(table, title, label)
+
+
+def layer_map(table: pd.DataFrame, title: str, label: str) -> Figure:
+    """A row per column of the table, layers across.
+
+    Args:
+        table, title, label: as `layer_lines` takes them; ``label`` is of the colours.
+    """
+    layers, rows = list(table.index), names(table)
+    figure = Figure(figsize=(layers_wide(len(layers)) + 1.5, rows_high(len(rows)) + 2.2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table.to_numpy().T, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    name_rows(axes, rows)
+    name_layers(axes, layers)
+    axes.set_xlabel("layer, in network order")
+    axes.set_title(title, loc="left")
+    figure.colorbar(image, ax=axes, label=label, aspect=40)
+    return figure
 
 
 def layer_lines(table: pd.DataFrame, title: str, label: str) -> Figure:
@@ -54,7 +80,8 @@ def component_map(table: pd.DataFrame, title: str, label: str) -> Figure:
     """
     tasks = list(dict.fromkeys(task for task, _ in pairs(table)))
     layers = list(table.index)
-    figure = Figure(figsize=(layers_wide(len(layers)), 1.6 + 2.2 * len(tasks)), layout="constrained")
+    panel = max(0.8, min(2.2, 30 / len(tasks)))
+    figure = Figure(figsize=(layers_wide(len(layers)), 1.6 + panel * len(tasks)), layout="constrained")
     panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[:, 0]
     highest = float(np.nanmax(table.to_numpy()))
     for axes, task in zip(panels, tasks, strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -29,13 +30,32 @@ def finite(data: Any) -> Any:
 
 
 def print_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table on standard output, all but the first ``left`` columns aligned to the right."""
-    grid = Table(title=title, title_justify="left", title_style="bold")
-    for i, name in enumerate(header):
-        grid.add_column(name, justify="left" if i < left else "right", overflow="fold")
-    for line in lines:
-        grid.add_row(*line)
+    """A table on standard output, all but the first ``left`` columns aligned to the right.
+
+    Where it is too wide, columns go into further tables below, each with the first ``left`` columns again.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    console.print(grid, markup=False)
+    for number, columns in enumerate(_blocks(console.width, header, lines, left)):
+        grid = Table(title=title if not number else None, title_justify="left", title_style="bold")
+        for i in columns:
+            grid.add_column(header[i], justify="left" if i < left else "right", overflow="fold")
+        for line in lines:
+            grid.add_row(*(line[i] for i in columns))
+        console.print(grid, markup=False)
+
+
+def _blocks(width: int, header: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> list[list[int]]:
+    """The columns of tables that are no wider than ``width`` where that can be."""
+    widths = [max(cell_len(row[i]) for row in (header, *lines)) + 3 for i in range(len(header))]
+    room = width - 1 - sum(widths[:left])
+    blocks: list[list[int]] = [[]]
+    used = 0
+    for i in range(left, len(header)):
+        if blocks[-1] and used + widths[i] > room:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(i)
+        used += widths[i]
+    return [[*range(left), *block] for block in blocks]
