@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from analysis.kinds import LABELS, Kind
+from tensornet.commands.backbone import Options, Weights, read_options
 from tensornet.commands.output import Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def prune(
@@ -31,14 +35,20 @@ def prune(
         bool, typer.Option("--reestimate", help="With --sweep: also with batch-norm statistics estimated anew.")
     ] = False,
     data: Annotated[Path, typer.Option(help="Folder from which paths of data and backbones begin.")] = Path(),
+    weights: Weights = None,
+    option: Options = [],  # noqa: B006
     csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
     json: Json = False,
 ) -> None:
     """Remove or round deltas that matter little; a pruned layer computes exactly what the backbone computes."""
+    from tensornet.backbones import load_backbone
     from tensornet.errors import ConfigError
+    from tensornet.files import read_task
 
     if (task is None) == (sweep is None):
         raise ConfigError("give a task folder to prune, or --sweep with the folder of a run")
+    if norms is None and (weights is not None or option):
+        raise ConfigError("--weights and --option are of the backbone, which only --norms looks at")
     if sweep is not None:
         extra = {"--keep": keep, "--budget": budget, "--energy": energy, "--norms": norms}
         given = [name for name, value in extra.items() if value is not None]
@@ -53,7 +63,11 @@ def prune(
         raise ConfigError("--out says where the smaller task goes")
     if len(threshold) > 1:
         raise ConfigError(f"one task has one threshold; got {threshold}")
-    _prune(task, out, next(iter(threshold), None), keep, budget, energy, kind, norms, data, csv, json)
+    backbone = None
+    if norms is not None:
+        source = read_task(task).record.backbone.name
+        backbone = load_backbone(source, root=data, weights=weights, options=read_options(option))
+    _prune(task, out, next(iter(threshold), None), keep, budget, energy, kind, norms, backbone, csv, json)
 
 
 def _prune(
@@ -65,7 +79,7 @@ def _prune(
     energy: float | None,
     kind: Kind,
     norms: float | None,
-    data: Path,
+    backbone: nn.Module | None,
     csv: Path | None,
     json: bool,
 ) -> None:
@@ -73,10 +87,7 @@ def _prune(
     from analysis.pruning import prune as shrink
     from analysis.tables import shown_rank
     from tensornet.atomic import write_file
-    from tensornet.backbones import load_backbone
-    from tensornet.files import read_task
 
-    backbone = None if norms is None else load_backbone(read_task(task).record.backbone.name, root=data)
     pruned = shrink(
         task,
         out,

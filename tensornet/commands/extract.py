@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tensornet.commands.backbone import Data, Options, Weights, read_options
 from tensornet.commands.output import Json, print_json, print_table
 
 
@@ -18,8 +19,9 @@ def extract(
     decomposition: Annotated[str | None, typer.Option(help="Without a plan: for every layer; cp by default.")] = None,
     rank: Annotated[int | None, typer.Option(help="Without a plan: of every layer.")] = None,
     name: Annotated[str, typer.Option(help="Of the task; the file's by default.")] = "",
-    data: Annotated[Path, typer.Option(help="Folder from which the paths of backbone and weights begin.")] = Path(),
-    weights: Annotated[str | None, typer.Option(help="A safetensors file with the backbone's weights.")] = None,
+    data: Data = Path(),
+    weights: Weights = None,
+    option: Options = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Decompose what fine-tuning changed into a task folder: deltas, the tuned norms and the tuned head."""
@@ -39,7 +41,7 @@ def extract(
     except (OSError, SafetensorError) as error:
         raise TaskFileError(f"{tuned} cannot be read as a safetensors file: {error}") from None
     config = AdaptConfig(decomposition or "cp", rank) if plan is None else AdaptConfig(NONE, layers=plan)
-    net = adapt(load_backbone(backbone, root=data, weights=weights), config, name=backbone)
+    net = adapt(load_backbone(backbone, root=data, weights=weights, options=read_options(option)), config, name=backbone)
     task = extract_task(net, name or tuned.stem, state)
     net.save_task(task.name, out)
     counts = task.parameter_counts()

@@ -7,27 +7,33 @@ from typing import Annotated, Any
 
 import typer
 
+from tensornet.commands.backbone import Data, Options, read_options
 from tensornet.commands.output import Json, print_json, print_table
 
 
 def inspect(
     task: Annotated[Path | None, typer.Argument(help="A task folder.")] = None,
     count: Annotated[str | None, typer.Option(help="Count the tasks of a backbone instead: hub:DIR:ENTRY, …")] = None,
-    data: Annotated[Path, typer.Option(help="Folder from which the backbone's path begins.")] = Path(),
-    decomposition: Annotated[str, typer.Option(help="With --count.")] = "cp",
+    data: Data = Path(),
+    option: Options = [],  # noqa: B006
+    decomposition: Annotated[str | None, typer.Option(help="With --count: cp by default.")] = None,
     rank: Annotated[int | None, typer.Option(help="With --count.")] = None,
     budget: Annotated[float | None, typer.Option(help="With --count: a share of the dense parameters, not a rank.")] = None,
-    folding: Annotated[str, typer.Option(help="With --count.")] = "layer",
-    tasks: Annotated[int, typer.Option(min=1, help="With --count: how many.")] = 1,
+    folding: Annotated[str | None, typer.Option(help="With --count: layer by default.")] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="With --count: how many, 1 by default.")] = None,
     json: Json = False,
 ) -> None:
     """Print the tensors of a task folder, or what tasks of a backbone would weigh, no factor built."""
     if (task is None) == (count is None):
         raise typer.BadParameter("give a task folder, or --count BACKBONE")
+    wanted = {"decomposition": decomposition, "rank": rank, "budget": budget, "folding": folding}
+    settings = {name: value for name, value in wanted.items() if value is not None}
     if count is not None:
-        settings = {"decomposition": decomposition, "rank": rank, "budget": budget, "folding": folding}
-        _count(count, data, settings, tasks, json)
+        _count(count, data, read_options(option), settings, tasks or 1, json)
     elif task is not None:
+        others = [*settings, *(["tasks"] if tasks else []), *(["option"] if option else [])]
+        if others:
+            raise typer.BadParameter(f"{', '.join(f'--{name}' for name in others)}: only with --count; a task says its own")
         _task(task, json)
 
 
@@ -74,7 +80,7 @@ def _task(path: Path, json: bool) -> None:
     print_table(title, header, lines, left=3)
 
 
-def _count(source: str, data: Path, settings: dict[str, Any], tasks: int, json: bool) -> None:
+def _count(source: str, data: Path, options: dict[str, Any], settings: dict[str, Any], tasks: int, json: bool) -> None:
     import torch
 
     from tensornet.backbones import load_backbone
@@ -84,9 +90,9 @@ def _count(source: str, data: Path, settings: dict[str, Any], tasks: int, json: 
 
     try:
         with torch.device("meta"):
-            backbone = load_backbone(source, root=data, pretrained=False)
+            backbone = load_backbone(source, root=data, pretrained=False, options=options)
     except BackboneError:  # not every constructor runs without memory
-        backbone = load_backbone(source, root=data, pretrained=False)
+        backbone = load_backbone(source, root=data, pretrained=False, options=options)
     counted = count_tasks(backbone, AdaptConfig(**settings), tasks)
     kinds: dict[tuple[str, str], list[int]] = {}
     for plan in counted.plans:

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tensornet.commands.backbone import Data, Options, Weights, read_options
+
 
 def merge(
     task: Annotated[Path, typer.Argument(help="A task folder.")],
     out: Annotated[Path, typer.Option(help="A safetensors file to write.")],
     backbone: Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")] = None,
-    data: Annotated[Path, typer.Option(help="Folder from which the paths of backbone and weights begin.")] = Path(),
-    weights: Annotated[str | None, typer.Option(help="A safetensors file with the backbone's weights.")] = None,
+    data: Data = Path(),
+    weights: Weights = None,
+    option: Options = [],  # noqa: B006
 ) -> None:
     """Write the weights of an ordinary network that computes one task: W + ΔW, its norms, its head."""
     from safetensors.torch import save
@@ -27,7 +30,8 @@ def merge(
 
     file = read_task(task)
     config = AdaptConfig("none", norms="shared", head=file.record.backbone.head or "none")
-    net = adapt(load_backbone(backbone or file.record.backbone.name, root=data, weights=weights), config)
+    source, options = backbone or file.record.backbone.name, read_options(option)
+    net = adapt(load_backbone(source, root=data, weights=weights, options=options), config)
     name = net.load_task(task).name
     state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
     write_file(out, save(state, {"format": "pt"}))

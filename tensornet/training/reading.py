@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from tensornet.assignments import read_assignment
 from tensornet.config import read_layers
 from tensornet.errors import ConfigError, RecipeError, TensornetError, near
 from tensornet.names import check_task_name
@@ -105,18 +106,13 @@ def _text(source: str) -> str:
 def _settings(settings: Sequence[str], problems: list[str]) -> list[dict[str, Any]]:
     changes = []
     for setting in settings:
-        key, equals, value = setting.partition("=")
         try:
-            if not equals:
-                raise tomllib.TOMLDecodeError
-            if key.partition(".")[0].strip() == "variants":
+            change = read_assignment(setting)
+            if "variants" in change:
                 problems.append(f"--set {setting!r}: a setting reaches every variant; change one of them in the recipe")
-                continue
-            try:
-                changes.append(tomllib.loads(f"{key} = {value}"))
-            except tomllib.TOMLDecodeError:  # a bare word is meant as a string
-                changes.append(tomllib.loads(f"{key} = {value!r}"))
-        except tomllib.TOMLDecodeError:
+            else:
+                changes.append(change)
+        except ValueError:
             problems.append(f"--set {setting!r}: expected key=value, such as train.epochs=3")
     return changes
 

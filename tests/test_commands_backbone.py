@@ -1,0 +1,74 @@
+"""Verbs that need a backbone take its weights and the arguments that it is built with, as a recipe does."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import tensornet as tn
+from tensornet.backbones import load_backbone
+from tests.commands import HUB, ran, refused
+from tests.toys import trained
+
+SOURCE, OPTIONS = "hub:hub:tiny", {"classes": 3}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A backbone with three classes and weights of its own, and a task of it whose norms hardly changed."""
+    (tmp_path / "hub").symlink_to(HUB)
+    torch.manual_seed(1)
+    backbone = load_backbone(SOURCE, root=tmp_path, options=OPTIONS)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_file(backbone.state_dict(), tmp_path / "own.safetensors")
+    net = tn.adapt(backbone, tn.AdaptConfig("cp", rank=2), name=SOURCE)
+    trained(net.add_task("t", nn.Linear(32, 2)))
+    for name, norm in net["t"].own_norms().items():
+        norm.load_state_dict(net.backbone.get_submodule(name).state_dict())
+    net.save_task("t", tmp_path / "t")
+    return net, ("--data", tmp_path, "--weights", "own.safetensors", "--option", "classes=3"), tmp_path
+
+
+def test_merge(made):
+    net, own, folder = made
+    ran("merge", folder / "t", *own, "--out", folder / "m.safetensors")
+    found = load_file(folder / "m.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in net.merged("t").state_dict().items())
+    assert "do not fit the network" in refused("merge", folder / "t", *own[:4], "--out", folder / "n.safetensors")
+
+
+def test_extract(made):
+    net, own, folder = made
+    tuned = load_backbone(SOURCE, root=folder, options=OPTIONS, weights="own.safetensors")
+    with torch.no_grad():
+        tuned[0].weight += 0.1
+    save_file(tuned.state_dict(), folder / "tuned.safetensors")
+    ran("extract", folder / "tuned.safetensors", "--backbone", SOURCE, *own, "--rank", 1, "--out", folder / "e")
+    net.load_task(folder / "e", "e")
+    x = torch.randn(2, 3, 12, 12)
+    net.set_task("e")
+    assert torch.allclose(net.eval()(x), tuned.eval()(x), atol=1e-4)
+
+
+def test_prune(made):
+    _, own, folder = made
+    said = json.loads(ran("prune", folder / "t", "--norms", 0.05, *own, "--out", folder / "p", "--json"))
+    assert said["norms_returned"].keys() == {"1", "4"}
+    assert "which only --norms looks at" in refused("prune", folder / "t", "--keep", 1, *own, "--out", folder / "q")
+
+
+def test_count_and_inspect(made):
+    _, own, folder = made
+    counted = [
+        json.loads(ran("inspect", "--count", SOURCE, "--data", folder, "--rank", 1, *option, "--json"))["base"]
+        for option in ((), own[4:])
+    ]
+    assert counted[0] == counted[1], "the head is no part of the backbone"
+    assert "cannot be built: TypeError" in refused("inspect", "--count", SOURCE, "--data", folder, "--option", "widht=2")
+    assert "expected key=value" in refused("inspect", "--count", SOURCE, "--option", "width", code=2)
+    said = refused("inspect", folder / "t", "--rank", 3, "--tasks", 2, code=2)
+    assert "--rank, --tasks: only with --count" in said.replace("│", "").replace("  ", " ")
