@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tensornet.data import images as images_module
 from tensornet.data.augment import centre_crop, normalised, random_crop, random_flip
@@ -127,6 +128,36 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path):
     assert images[0][0].shape == (3, 10, 10)
     lazy = images.__getitems__([0])
     assert lazy[0].dtype == torch.uint8
+
+
+def test_hidden_folders_and_files_are_no_data(tmp_path):
+    folder = image_folder(tmp_path / "set", train=3, test=2)
+    for hidden in ("train/.ipynb_checkpoints/0.png", "train/ant/.ipynb_checkpoints/0-checkpoint.png", "train/ant/._0.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "train/ant/0.png", folder / hidden)
+    train, _ = read_domain(folder)
+    assert train.classes == ("ant", "bee")
+    assert len(train.images) == 6
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_are_scaled_not_cut_down_to_white(mode, tmp_path):
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
+    wide = (grey.astype(np.int64) * 257).astype({"I;16": "<u2", "I;16B": ">u2", "I": np.int32}[mode])
+    Image.fromarray(wide).save(tmp_path / "wide.tif")
+    with Image.open(tmp_path / "wide.tif") as image:
+        assert image.mode == mode
+    Image.fromarray(wide.astype("<u2")).save(tmp_path / "wide.png")
+    for name in ("wide.tif", "wide.png"):
+        pixels, _ = Images(Split("here", [tmp_path / name], [0], ("a",)), 4)[0]
+        assert np.array_equal(pixels.numpy(), np.stack([grey] * 3)), name
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70000, np.int32)])
+def test_pixels_without_a_white_are_refused(pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "0.tif")
+    with pytest.raises(DataError, match=r"0\.tif: its pixels are .*save it with 8 or 16 bits"):
+        Images(Split("here", [tmp_path / "0.tif"], [0], ("a",)), 4)
 
 
 def test_kept_and_lazy_images_are_equal(tmp_path, monkeypatch):

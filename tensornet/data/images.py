@@ -73,7 +73,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, index: int) -> Tensor:
         with _opened(self.split.images[index]) as image:
-            rgb = image.convert("RGB")
+            rgb = _eight_bits(image).convert("RGB")
         if rgb.size != (self.size, self.size):
             width, height = rgb.size
             ratio = self.size / min(width, height)
@@ -105,6 +105,18 @@ def check_readable(split: Split) -> None:
 
 def _opened(source: Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The upper eight bits of sixteen: Pillow cuts all larger values down to white."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"its pixels are between {values.min()} and {values.max()}; save it with 8 or 16 bits a channel")
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _name(split: Split, index: int) -> str:

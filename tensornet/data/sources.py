@@ -95,7 +95,7 @@ def held_out(split: Split, share: float) -> tuple[Split, Split]:
 
 
 def read_folder(folder: Path) -> Split:
-    """A folder with one folder of images per class, sorted by name (ImageFolder).
+    """A folder with one folder of images per class, sorted by name (ImageFolder); what begins with a dot is left out.
 
     Raises:
         DataError: there is no such folder, no class, or no image.
@@ -104,10 +104,11 @@ def read_folder(folder: Path) -> Split:
         raise DataError(
             f"{folder} does not exist; expected train/CLASS/ and test/CLASS/ folders, or train.parquet and test.parquet"
         )
-    classes = sorted(child.name for child in folder.iterdir() if child.is_dir())
+    classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     images, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        every = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = [p for p in every if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
         if not found:
             raise DataError(f"{folder / name} holds no images")
         images += found

@@ -125,7 +125,7 @@ class Train(_Table):
     clip: PositiveFloat | None = None
     flip: bool = True
     pad: NonNegativeInt = 0
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     workers: NonNegativeInt = 0
     holdout: float = Field(0.0, ge=0, lt=1)
