@@ -20,6 +20,9 @@ LABELS: dict[str, str] = {
 }
 """Norms in words, for axes and titles."""
 
+FIGURES = (".png", ".svg", ".pdf")
+"""Suffixes of the files that figures are written to."""
+
 
 def plain(value: float) -> float:
     """A number of NumPy's or PyTorch's as Python's own."""

@@ -42,7 +42,7 @@ def test_norms_of_every_kind(run, tmp_path):
         assert next(iter(found.values())) == pytest.approx(table.iloc[:, 0].dropna().to_dict())
     assert pd.read_csv(tmp_path / "delta.csv", index_col=0).shape == (2, 2)
     assert "--out" in ran("norms", "--help")
-    assert "cannot write" in refused("norms", *tasks, "--out", tmp_path / "no" / "x.png")
+    assert "there is no folder" in refused("norms", *tasks, "--out", tmp_path / "no" / "x.png", code=2)
     assert "cannot write" in refused("norms", *tasks, "--csv", tmp_path / "no" / "x.csv")
 
 
@@ -249,3 +249,19 @@ def test_images_are_drawn_at_random(data_root):
     labels = torch.cat([y for _, y in setting._batches()])
     assert len(labels) == 20
     assert set(labels.tolist()) == {0, 1}, "though the folder lies class by class"
+
+
+@pytest.mark.parametrize(("figure", "words"), [("f.jpg", "written as .png"), ("absent/f.png", "there is no folder")])
+def test_a_figure_that_cannot_be_written_is_refused_before_any_work(figure, words, run, data_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = data_root / "recipe.toml"
+    for args in (
+        ("norms", run / "tasks/folders", "--out", figure),
+        ("similarity", run / "tasks/folders", run / "tasks/parquet", "--out", figure),
+        ("prune", "--sweep", run, "--data", data_root, "--out", figure),
+        ("ranks", recipe, "--data", data_root, "--rank", 1, "--out", "runs", "--figure", figure),
+    ):
+        said = refused(*args, code=2).replace("│", "")
+        assert words in " ".join(said.split()), args
+    assert not (tmp_path / "runs").exists()
+    assert not (run / "sweep.json").exists()

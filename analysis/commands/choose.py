@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from analysis.commands.figure import Figure
 from analysis.kinds import Cost
 from tensornet.commands.output import Json, print_json, print_table
 
@@ -37,7 +38,7 @@ def choose(
     test: Annotated[
         bool, typer.Option("--test", help="Also test what the plan, the best single choice and truncated SVD extract.")
     ] = False,
-    figure: Annotated[Path | None, typer.Option(help="Write a figure: .png, .svg or .pdf.")] = None,
+    figure: Figure = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
     json: Json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from analysis.commands.figure import Figure
 from analysis.kinds import LABELS, Kind
 from tensornet.commands.output import Json, print_json, print_table
 
@@ -14,7 +15,7 @@ from tensornet.commands.output import Json, print_json, print_table
 def norms(
     tasks: Annotated[list[Path], typer.Argument(help="Task folders.")],
     kind: Annotated[Kind, typer.Option(help="Which norm.")] = "delta",
-    out: Annotated[Path | None, typer.Option(help="Write a figure: .png, .svg or .pdf.")] = None,
+    out: Figure = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
     json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from analysis.commands.figure import writable
 from analysis.kinds import LABELS, Kind
 from tensornet.commands.backbone import Options, Weights, read_options
 from tensornet.commands.output import Json, print_json, print_table
@@ -150,6 +151,7 @@ def _sweep(
     from tensornet.training.grid import Grid
     from tensornet.training.recorded import recorded_recipes
 
+    writable(out)
     console = Console(stderr=True)
     recorded = recorded_recipes(run)
     recipes = {name: recipe for name, recipe in recorded.items() if recipe.train.method == "adapt"}

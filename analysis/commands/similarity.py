@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.commands.figure import Figure
 from analysis.kinds import Likeness
 from tensornet.commands.output import Json, print_json, print_table
 
@@ -15,7 +16,7 @@ def similarity(
     tasks: Annotated[list[Path], typer.Argument(help="Two task folders or more.")],
     kind: Annotated[Likeness, typer.Option(help="What is compared in every layer.")] = "cosine",
     share: Annotated[float, typer.Option(help="Excess overlap from which two tasks could share a factor.")] = 0.5,
-    out: Annotated[Path | None, typer.Option(help="Write a figure: .png, .svg or .pdf.")] = None,
+    out: Figure = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table of all layers as CSV.")] = None,
     json: Json = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.kinds import FIGURES
 from tensornet.errors import WriteError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -66,7 +67,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         WriteError: the place is not writable, or the suffix is another.
     """
-    if path.suffix not in (".png", ".svg", ".pdf"):
+    if path.suffix not in FIGURES:
         raise WriteError(f"{path}: a figure is written as .png, .svg or .pdf")
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
