@@ -534,11 +534,11 @@ def test_keys_at_their_defaults_are_no_part_of_the_settings(data_root, tmp_path,
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
-        ('full", seeds = [0, 7] } } #', "lacks some"),
+        ('full", seeds = [0, 7] } } #', "not trained with the seeds [7]; its train.seeds are [0]"),
         ("fulll", "Did you mean 'full'"),
         ("taught", "has a teacher itself"),
         ("lora", "or is a peer's"),
-        ("short", "lacks some"),
+        ("short", "not trained with the seeds [0]; its train.seeds are [1]"),
         ("other", "holds out other"),
     ],
 )

@@ -57,6 +57,8 @@ def why_not_taught(variant: str, recipes: Mapping[str, Recipe]) -> str | None:
         return f"{where}: {name!r} has another backbone or input"
     if teacher.train.holdout != recipe.train.holdout:
         return f"{where}: {name!r} holds out other images, so that one of the two has trained on what the other is scored on"
-    if not set(how.seeds or recipe.train.seeds) <= set(teacher.train.seeds) or not set(recipe.tasks) <= set(teacher.tasks):
-        return f"{where}: {name!r} lacks some of its tasks or seeds"
-    return None
+    seeds = sorted({*(how.seeds or recipe.train.seeds)} - {*teacher.train.seeds})
+    if seeds:
+        return f"{where}: {name!r} is not trained with the seeds {seeds}; its train.seeds are {list(teacher.train.seeds)}"
+    tasks = [task.name for task in recipe.tasks if task not in teacher.tasks]
+    return f"{where}: {name!r} lacks the tasks {', '.join(tasks)}" if tasks else None
