@@ -50,8 +50,8 @@ def ran(*args):
 
 
 def refused(*args, code=1):
-    """What the command says where it refuses; in this process, for speed."""
+    """What the command says where it refuses, out of its frame; in this process, for speed."""
     done = CliRunner().invoke(app, [str(arg) for arg in args])
     assert done.exit_code == code, done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return " ".join(done.stderr.split())
+    return " ".join(done.stderr.replace("│", " ").split())

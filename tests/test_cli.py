@@ -287,8 +287,8 @@ def test_norms(trained_run, tmp_path):
     assert told["folders"] == pytest.approx(wanted, rel=1e-5)
     assert (tmp_path / "n.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "n.csv").read_text().startswith("layer,folders,parquet")
-    assert "cannot write" in refused("norms", *tasks, "--out", tmp_path / "absent/n.png")
-    assert ".svg or .pdf" in refused("norms", *tasks, "--out", tmp_path / "n.gif")
+    assert "there is no folder" in refused("norms", *tasks, "--out", tmp_path / "absent/n.png", code=2)
+    assert ".svg or .pdf" in refused("norms", *tasks, "--out", tmp_path / "n.gif", code=2)
 
 
 def test_shipped_recipes_are_valid():
