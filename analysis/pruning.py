@@ -67,7 +67,8 @@ def prune(
         keep: only so many layers keep theirs, those of the largest norm.
         budget: layers lose theirs, the smallest norm first, until the deltas hold at most so many parameters; a float in
             (0, 1] is a share of what they hold.
-        energy: in (0, 1]; each delta is rounded to the fewest parameters that keep this share of ‖ΔW‖².
+        energy: in (0, 1]; each tensor is rounded to the fewest parameters that keep this share of its squared norm: of
+            ‖ΔW‖², but where a depth folding stacks the deltas of several layers, of all of them together.
         kind: of the norm: "delta", "relative" or "per_parameter".
         norms: norm layers that changed less than this become the backbone's again; see `norm_changes`. May be given alone.
         backbone: for ``norms``; the network, its weights loaded.
@@ -78,11 +79,13 @@ def prune(
         WriteError: ``out`` cannot be written.
     """
     file = read_task(task)
-    if not file.tensors:
+    alone = norms is not None and threshold is keep is budget is energy is None
+    if not file.tensors and not alone:
         raise TaskFileError(f"{task} has no deltas: nothing to prune")
-    if norms is not None and threshold is keep is budget is energy is None:
-        keep = len(layer_norms(file, kind))  # no delta goes, only norms are returned
-    pruned = pruned_file(file, threshold, keep, budget, energy, kind)
+    if alone:
+        pruned = _described(file, found := layer_norms(file, kind) if file.tensors else {}, set(found), {})
+    else:
+        pruned = pruned_file(file, threshold, keep, budget, energy, kind)
     if norms is not None:
         pruned = _norms_returned(pruned, norms, backbone)
     if out is not None:
@@ -201,12 +204,15 @@ def _described(
             }
             if not stays or rank != plan.rank:
                 choices[re.escape(name)] = Choice(plan.decomposition, rank) if stays else Choice(NONE)
-    table = pd.DataFrame.from_dict(rows, orient="index").reindex(list(norms))
+    table = pd.DataFrame(rows.values(), index=list(rows), columns=_COLUMNS).reindex(list(norms))
     table.index.name = "layer"
     layers = {pattern: choice for pattern, choice in file.config.per_layer.items() if pattern not in choices}
     layers.update(choices)  # the last match wins, so these come last
     config = replace(file.config, layers=layers)
     return Pruned(replace(file, config=config, tensors=tuple(tensors)), table, {})
+
+
+_COLUMNS = ["norm", "kept", "decomposition", "rank_before", "rank", "parameters_before", "parameters"]
 
 
 def _norms_returned(pruned: Pruned, limit: float, backbone: nn.Module | None) -> Pruned:

@@ -40,8 +40,9 @@ def similarity(tasks: Folders, kind: Likeness = "cosine") -> pd.DataFrame:
         raise ConfigError(f"kind must be one of {', '.join(get_args(Likeness))}; got {kind!r}")
     found = {label: _deltas(file) for label, file in _several(tasks).items()}
     order = {name: delta.target.order for deltas in found.values() for name, delta in deltas.items()}
+    alike = _cosine if kind == "cosine" else _Spaces(0 if kind == "output" else 1).overlap
     columns = {
-        (a, b): {name: _alike(found[a][name], found[b][name], kind) for name in found[a] if name in found[b]}
+        (a, b): {name: alike(found[a][name], found[b][name]) for name in found[a] if name in found[b]}
         for a, b in combinations(found, 2)
     }
     table = pd.DataFrame(columns).reindex(sorted(order, key=lambda name: order[name]))
@@ -79,10 +80,11 @@ def shareable(tasks: Folders, least: float = 0.5) -> pd.DataFrame:
     """
     found = {label: _deltas(file) for label, file in _several(tasks).items()}
     rows = []
+    sides = {"output": _Spaces(0), "input": _Spaces(1)}
     for a, b in combinations(found, 2):
         for name in [name for name in found[a] if name in found[b]]:
-            for side, mode in (("output", 0), ("input", 1)):
-                overlap, chance, sizes = _overlap(found[a][name], found[b][name], mode)
+            for side, spaces in sides.items():
+                overlap, chance, sizes = spaces.compared(found[a][name], found[b][name])
                 if chance < 1 and (overlap - chance) / (1 - chance) >= least:
                     excess = (overlap - chance) / (1 - chance)
                     rows.append((name, side, a, b, overlap, chance, excess, sizes))
@@ -102,24 +104,34 @@ def _deltas(file: TaskFile) -> dict[str, Delta]:
     return {delta.target.name: delta for _, delta, _ in found}
 
 
-def _alike(a: Delta, b: Delta, kind: Likeness) -> float:
-    if kind == "cosine":
-        return _cosine(a, b)
-    return _overlap(a, b, 0 if kind == "output" else 1)[0]
-
-
 def _cosine(a: Delta, b: Delta) -> float:
     size = a.norm().item() * b.norm().item()
     return a.inner(b) / size if size else float("nan")
 
 
-def _overlap(a: Delta, b: Delta, mode: int) -> tuple[float, float, tuple[int, int]]:
-    """Mean cos² of the principal angles, what random spaces would have, and the dimensions of both."""
-    left, right = _space(a, mode), _space(b, mode)
-    p, q = left.shape[1], right.shape[1]
-    if not p or not q:
-        return float("nan"), 1.0, (p, q)
-    return float((left.T @ right).square().sum()) / min(p, q), max(p, q) / len(left), (p, q)
+class _Spaces:
+    """The spaces of deltas on one side, each found once, however many pairs it is in."""
+
+    def __init__(self, mode: int) -> None:
+        self._mode = mode
+        self._known: dict[Delta, Tensor] = {}
+
+    def compared(self, a: Delta, b: Delta) -> tuple[float, float, tuple[int, int]]:
+        """Mean cos² of the principal angles, what random spaces would have, and the dimensions of both."""
+        left, right = self._of(a), self._of(b)
+        p, q = left.shape[1], right.shape[1]
+        if not p or not q:
+            return float("nan"), 1.0, (p, q)
+        return float((left.T @ right).square().sum()) / min(p, q), max(p, q) / len(left), (p, q)
+
+    def overlap(self, a: Delta, b: Delta) -> float:
+        """Mean cos² of the principal angles."""
+        return self.compared(a, b)[0]
+
+    def _of(self, delta: Delta) -> Tensor:
+        if delta not in self._known:
+            self._known[delta] = _space(delta, self._mode)
+        return self._known[delta]
 
 
 def _space(delta: Delta, mode: int) -> Tensor:

@@ -75,18 +75,18 @@ def sweep(
                 "kind": kind,
                 "threshold": float(threshold),
                 "sha256": file.record.sha256,
+                "data_hash": grid.data_hash(run.task),
             }
             done = known.get(_key(point))
             if done is None or (reestimate and done["reestimated"] is None):
                 if before is not None:
                     before(f"{run.label}, threshold {threshold:.3g}")
                 done = point | _tested(grid, run, file, threshold, kind, reestimate)
-                known[_key(point)] = done
-                write_file(
-                    record, json.dumps({"format": "tensornet-sweep", "points": list(known.values())}, indent=1) + "\n"
-                )
+                known |= {_key(other): other for other in read_sweep(grid.out)} | {_key(point): done}  # another's, meanwhile
+                content = {"format": "tensornet-sweep", "points": list(known.values())}
+                write_file(record, json.dumps(content, indent=1) + "\n")
             points.append(done)
-    return pd.DataFrame(points).drop(columns="sha256")
+    return pd.DataFrame(points).drop(columns=["sha256", "data_hash"])
 
 
 def read_sweep(out: Path) -> list[dict[str, Any]]:
@@ -106,7 +106,8 @@ def read_sweep(out: Path) -> list[dict[str, Any]]:
 
 
 def _key(point: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(point[name] for name in ("variant", "task", "seed", "kind", "threshold", "sha256"))
+    told_by = ("variant", "task", "seed", "kind", "threshold", "sha256")
+    return (*(point[name] for name in told_by), point.get("data_hash"))  # points of before there was one are found anew
 
 
 def _spread(norms: Sequence[float]) -> list[float]:

@@ -15,6 +15,7 @@ import analysis
 import tensornet as tn
 from analysis.commands.amounts import amount
 from analysis.figures import layer_lines, layer_norms_figure, save_figure, similarity_map
+from analysis.figures.canvas import line_styles
 from tensornet.commands.output import print_table
 from tensornet.errors import ConfigError, TaskFileError, WriteError
 from tests.toys import ResNet, trained
@@ -118,6 +119,26 @@ def test_norms_of_fifty_tasks_are_a_map_with_a_row_for_each(tmp_path):
     assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(boxes)), "names do not touch"
 
 
+@pytest.mark.parametrize(("count", "longest"), [(24, 72), (160, 50), (400, 30)])
+def test_long_names_of_many_layers_leave_room_for_the_lines(count, longest):
+    names = [f"{'x' * longest}.{i}.conv" for i in range(count)]
+    for figure in (
+        layer_lines(pd.DataFrame({"a": np.arange(count)}, index=names), "title", "label"),
+        layer_norms_figure(pd.DataFrame({f"t{i}": np.arange(count) for i in range(30)}, index=names), "title", "label"),
+    ):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        assert axes.get_window_extent().height > 2.5 * figure.dpi
+        labels = axes.get_xticklabels()
+        assert [label.get_text()[-8:] for label in labels] == [name[-8:] for name in names]
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(left.x1 <= right.x0 + 1 for left, right in itertools.pairwise(boxes)), "names do not touch"
+
+
+def test_no_two_of_many_lines_look_alike():
+    assert len(set(line_styles(28))) == 28
+
+
 def test_a_legend_takes_no_room_from_the_lines():
     heights = []
     for count in (2, 20):
@@ -149,8 +170,9 @@ def test_the_likeness_of_many_tasks_is_shown_by_task_not_by_pair(count):
 @pytest.mark.parametrize("columns", [1, 3, 50])
 def test_a_wide_table_goes_on_below(columns, capsys):
     header = ["layer", *(f"a task with the number {i}" for i in range(columns))]
-    print_table("title", header, [["conv1", *(f"{i}.5" for i in range(columns))]])
+    print_table("task[v2]", header, [["conv1", *(f"{i}.5" for i in range(columns))]])
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "task[v2]"
     assert all(len(line) <= 160 for line in lines)
     cells = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines if line.startswith(("┃", "│"))]
     heads, rows = cells[::2], cells[1::2]

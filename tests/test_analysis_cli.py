@@ -74,6 +74,13 @@ def test_prune_and_sweep(run, tmp_path, data_root):
     written = (run / "sweep.json").stat().st_mtime_ns
     assert json.loads(ran(*command, "--json")) == points
     assert (run / "sweep.json").stat().st_mtime_ns == written, "what is known is not tested again"
+    other = shutil.copytree(data_root, tmp_path / "other", symlinks=True)
+    (other / "folders/test/ant/0.png").unlink()
+    again = json.loads(ran("prune", "--sweep", run, "--data", other, "--json", "--threshold", 0))
+    found = {point["task"]: point["accuracy"] for point in again}
+    assert (run / "sweep.json").stat().st_mtime_ns != written, "points of other data are no points of these"
+    tested = json.loads(ran("evaluate", run, "--data", other, "--json"))
+    assert found == pytest.approx({row["task"]: row["value"] for row in tested})
     (run / "sweep.json").write_text("{}")
     assert "is not what 'tensornet prune --sweep' wrote" in refused(*command)
 

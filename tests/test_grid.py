@@ -131,3 +131,35 @@ def test_other_settings_never_drop_a_result(train, tmp_path):
     (out / "recipe.json").write_text("{")
     with pytest.raises(RecipeError, match="is not a folder that 'tensornet train' wrote"):
         Grid(load_recipe(str(tmp_path / "r.toml")), tmp_path / "data", out).done()
+
+
+def test_a_task_whose_data_are_elsewhere_now_stays_what_it_was(train, data, tmp_path):
+    out = tmp_path / "out"
+    ran(*train())
+    image_folder(data / "other", train=6, test=2)
+    moved = train(('data = "folders"', 'data = "other"'), ('name = "parquet"', 'name = "third"'))
+    ran(*moved, "--task", "third")
+    assert rows(out) == [("", "folders", 0), ("", "parquet", 0), ("", "third", 0)]
+    tasks = {task.name: task.data for task in recorded_recipes(out)[""].tasks}
+    assert tasks == {"folders": "folders", "parquet": "parquet", "third": "parquet"}
+    assert "made with other settings" in refused(*moved, "--task", "folders")
+
+
+def test_no_advice_takes_results_of_others_away(train, tmp_path):
+    ran(*train(), "--task", "folders")
+    ran(*train(added="[variants.a]\n"), "--task", "folders")
+    said = refused(*train(("lr = 2e-2", "lr = 1e-2")), "--task", "parquet")
+    assert said.endswith("results of this recipe were made with other settings: choose another --out")
+
+
+def test_names_that_a_seed_needs_are_no_variants(train):
+    assert "a run has a folder of that name" in refused(*train(added="[variants.seed-1]\n"))
+
+
+def test_long_and_foreign_names(train, data, tmp_path):
+    name = "Köln " + 90 * "n"
+    (data / name).symlink_to(data / "folders")
+    args = train(('name = "folders"\ndata = "folders"', f'name = "{name}"\ndata = "{name}"'))
+    ran(*args, "--task", name)
+    (row,) = json.loads(ran("evaluate", tmp_path / "out", "--data", data, "--task", name, "--json"))
+    assert row["value"] == row["trained_value"]

@@ -225,6 +225,13 @@ def test_norms_alone_and_zero_deltas(saved, tmp_path):
     alone = analysis.prune(folder, norms=1e9, backbone=net.backbone)
     assert alone.removed == []
     assert alone.file.config.norms == "shared"
+    trained(net.add_task("norms", nn.Linear(8, 3), tn.AdaptConfig("none")))
+    net.save_task("norms", tmp_path / "norms")
+    only = analysis.prune(tmp_path / "norms", tmp_path / "fewer", norms=1e9, backbone=net.backbone)
+    assert (only.removed, len(only.table), only.file.config.norms) == ([], 0, "shared")
+    assert set(only.returned) == set(net["norms"].own_norms())
+    with pytest.raises(TaskFileError, match="no deltas"):
+        analysis.prune(tmp_path / "norms", keep=1)
     net.add_task("new", nn.Linear(8, 3))
     net.save_task("new", tmp_path / "new")
     with pytest.raises(TaskFileError, match="every delta of 'new' is zero"):

@@ -59,6 +59,27 @@ def test_the_knapsack_is_exact(groups, budget):
     assert packed.bound == pytest.approx(best, abs=1e-4)
 
 
+magnitudes = st.floats(-9, 6).map(lambda power: 10**power)
+uneven = st.lists(st.lists(st.tuples(magnitudes, st.integers(1, 20)), max_size=4), min_size=1, max_size=4)
+
+
+@given(
+    groups=st.lists(st.lists(st.tuples(magnitudes, st.integers(1, 20)), max_size=4), min_size=1, max_size=4),
+    budget=st.integers(0, 60),
+)
+def test_the_knapsack_is_exact_also_in_what_is_left_of_large_errors(groups, budget):
+    errors = [[2e6, *(e for e, _ in options)] for options in groups]
+    costs = [[0, *(c for _, c in options)] for options in groups]
+    packed = pack(errors, costs, budget)
+    every = itertools.product(*(range(len(e)) for e in errors))
+    feasible = [p for p in every if sum(c[i] for c, i in zip(costs, p, strict=True)) <= budget]
+    best = min(sum(e[i] for e, i in zip(errors, p, strict=True)) for p in feasible)
+    assert packed.cost <= budget
+    assert packed.error == pytest.approx(best, rel=1e-6)
+    assert packed.bound <= best * (1 + 1e-9)
+    assert packed.gap < 1e-6
+
+
 def test_the_solver_prints_nothing(capfd):
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
@@ -435,6 +456,33 @@ def test_multiply_adds_count_every_call():
 
     plan = analysis.choose(*pair(Twice), 1.0, ["cp"], calibration=torch.randn(5, 8), unit="multiply_adds")
     assert plan.whole == 2 * 64
+
+
+def test_multiply_adds_of_a_transposed_convolution_are_those_of_its_inputs():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.fc = nn.ConvTranspose2d(8, 8, 2, stride=2, bias=False), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.fc(self.up(x).mean((2, 3)))
+
+    base, tuned = pair(Up)
+    x = torch.randn(2, 8, 10, 10)
+    plan = analysis.choose(base, tuned, 1.0, ["cp"], calibration=x, unit="multiply_adds")
+    with FlopCounterMode(display=False) as counter:
+        base.up(x[:1])
+    assert plan.whole == counter.get_total_flops() // 2
+
+
+def test_bytes_of_a_task_are_those_of_its_factors(tmp_path):
+    net = tn.adapt(ResNet().bfloat16(), tn.AdaptConfig("dense"))
+    trained(net.add_task("a", nn.Linear(8, 3, dtype=torch.bfloat16)))
+    net.save_task("a", tmp_path / "a")
+    numbers = net["a"].parameter_counts()["deltas"]
+    assert analysis.choose(None, tmp_path / "a", 0.5, ["cp"], unit="bytes").whole == 2 * numbers
 
 
 def test_gradients_of_unused_layers_and_of_no_data():

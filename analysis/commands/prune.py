@@ -165,7 +165,8 @@ def _sweep(
         write_file(csv, table.to_csv(index=False))
     if out is not None:
         several = len(set(table["variant"])) > 1
-        shown = table.assign(task=table["variant"] + ", " + table["task"]) if several else table
+        labels = [", ".join(filter(None, pair)) for pair in zip(table["variant"], table["task"], strict=True)]
+        shown = table.assign(task=labels) if several else table
         title = "Accuracy as deltas below a threshold are removed"
         save_figure(sweep_lines(shown, title, f"threshold of the {LABELS[kind]}"), out)
     points: list[dict[Any, Any]] = table.to_dict("records")

@@ -18,16 +18,25 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 
 
+LONGEST = 36
+"""Letters of a layer's name; of a longer one the end is shown."""
+
+
 def name_layers(axes: Axes, layers: Sequence[object]) -> None:
-    """Every layer by name along the horizontal axis, in network order."""
-    names = [str(layer) for layer in layers]
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=9 if len(names) <= 30 else 7)
+    """Every layer by name along the horizontal axis, in network order; the figure grows by what long names take."""
+    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in map(str, layers)]
+    size = 9 if len(names) <= 30 else 7
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_xlim(-0.5, len(names) - 0.5)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    longest = max(map(len, names), default=0)
+    figure.set_figheight(figure.get_figheight() + max(0, longest - 12) * 0.0085 * size)
 
 
 def layers_wide(count: int) -> float:
     """Inches in which so many layer names stay apart."""
-    return min(max(6.5, 0.24 * count + 2), 16)
+    return max(6.5, min(0.24 * count + 2, 16), 0.12 * count + 2)
 
 
 def rows_high(count: int) -> float:
@@ -53,6 +62,12 @@ def legend_below(figure: Figure, labels: Sequence[object], handles: Sequence[Any
         ncols=min(len(labels), fitting),
         fontsize=9,
     )
+
+
+def line_styles(count: int) -> list[tuple[str, str, str]]:
+    """Colour, marker and dashes of so many lines; no two are alike up to 28."""
+    dashes = ("-", "--", ":", "-.")
+    return [(COLOURS[i % 7], MARKERS[i % 7], dashes[i // 7 % len(dashes)]) for i in range(count)]
 
 
 def tidy(axes: Axes) -> None:

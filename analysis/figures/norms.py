@@ -11,7 +11,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.canvas import COLOURS, MARKERS, layers_wide, legend_below, name_layers, name_rows, rows_high, tidy
+from analysis.figures.canvas import (
+    COLOURS,
+    MARKERS,
+    layers_wide,
+    legend_below,
+    line_styles,
+    name_layers,
+    name_rows,
+    rows_high,
+    tidy,
+)
 from analysis.tables import names, pairs
 
 MOST_LINES = 20
@@ -109,5 +119,4 @@ def _styles(columns: Sequence[Hashable]) -> list[tuple[Any, str, str]]:
     if count > 1 and all(re.search(r"rank \d+$", str(column)) for column in columns):
         ramp = matplotlib.colormaps["viridis"]
         return [(ramp(0.92 * i / (count - 1)), MARKERS[i % len(MARKERS)], "-") for i in range(count)]
-    lines = ("-", "--", ":", "-.")
-    return [(COLOURS[i % 7], MARKERS[i % 7], lines[i // 7 % len(lines)]) for i in range(count)]
+    return list(line_styles(count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,15 +22,18 @@ def plan_figure(plan: Plan) -> Figure:
     """
     figure = Figure(figsize=(layers_wide(len(plan.table)), 9.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=[1, 1])
-    _bars(upper, plan)
-    _curve(lower, plan)
+    every = dict.fromkeys([*plan.curve.columns, *plan.table["decomposition"]])
+    colours = dict(zip([kind for kind in every if kind not in (NONE, "plan")], cycle(COLOURS[1:]), strict=False))
+    _bars(upper, plan, colours)
+    _curve(lower, plan, colours)
     return figure
 
 
-def _bars(axes: Axes, plan: Plan) -> None:
+def _bars(axes: Axes, plan: Plan, colours: dict[str, str]) -> None:
     table = plan.table
-    kinds = [kind for kind in dict.fromkeys(table["decomposition"]) if kind != NONE]
-    for kind, colour in zip(kinds, cycle(COLOURS), strict=False):
+    for kind, colour in colours.items():
+        if kind not in set(table["decomposition"]):
+            continue
         own = [i for i, found in enumerate(table["decomposition"]) if found == kind]
         axes.bar(own, table["parameters"].iloc[own], color=colour, label=kind)
     highest = max(table["parameters"].max(), 1)
@@ -44,13 +48,12 @@ def _bars(axes: Axes, plan: Plan) -> None:
     axes.legend(frameon=False, loc="upper left", fontsize=9)
 
 
-def _curve(axes: Axes, plan: Plan) -> None:
+def _curve(axes: Axes, plan: Plan, colours: dict[str, str]) -> None:
     alone = [name for name in plan.curve.columns if name != "plan"]
-    for name, colour, marker in zip(alone, cycle(COLOURS[1:]), cycle(MARKERS[1:]), strict=False):
+    for name, marker in zip(alone, cycle(MARKERS[1:]), strict=False):
         own = plan.curve[name].dropna()
-        axes.plot(
-            own.index, own, color=colour, marker=marker, markersize=4, linewidth=1.2, label=f"{name}, one rank everywhere"
-        )
+        style: dict[str, Any] = {"color": colours[name], "marker": marker, "markersize": 4, "linewidth": 1.2}
+        axes.plot(own.index, own, label=f"{name}, one rank everywhere", **style)
     own = plan.curve["plan"].dropna()
     axes.plot(own.index, own, color=COLOURS[0], marker=MARKERS[0], markersize=5, linewidth=2.2, label="chosen per layer")
     axes.axvline(plan.budget, color="#777777", linestyle=":", label="the budget")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.canvas import COLOURS, MARKERS, legend_below, tidy
+from analysis.figures.canvas import legend_below, line_styles, tidy
 from analysis.tables import pairs
 
 
@@ -22,13 +20,14 @@ def rank_lines(table: pd.DataFrame, title: str) -> Figure:
     tasks = list(dict.fromkeys(task for task, _ in pairs(table)))
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     axes, lines = figure.subplots(), []
-    for task, colour, marker in zip(tasks, cycle(COLOURS), cycle(MARKERS), strict=False):
+    for task, (colour, marker, dashes) in zip(tasks, line_styles(len(tasks)), strict=True):
         line = axes.errorbar(
             range(len(ranks)),
             100 * table[task]["mean"],
             100 * table[task]["deviation"],
             color=colour,
             marker=marker,
+            linestyle=dashes,
             markersize=5,
             linewidth=1.4,
             capsize=3,

@@ -34,13 +34,11 @@ def contents(run: Path, plans: Sequence[Path] = ()) -> dict[str, Any]:
     header, lines = table(rows)
     tasks = {variant: _folders(run, variant, recipe) for variant, recipe in recipes.items()}
     groups = [_group(variant, folders) for variant, folders in tasks.items() if folders]
-    first = rows[0] if rows else {}
+    backbones = {row["backbone_hash"]: (row["backbone"], row["backbone_parameters"], row["backbone_hash"]) for row in rows}
     saved = _saved(run, recipes)
     return {
         "run": run.resolve().name,
-        "backbone": first.get("backbone"),
-        "backbone_hash": first.get("backbone_hash"),
-        "backbone_parameters": first.get("backbone_parameters"),
+        "backbones": list(backbones.values()),
         "summary": {"header": header, "lines": lines},
         "groups": groups,
         "sweep": [point for point in read_sweep(run) if point["sha256"] in saved],
@@ -115,7 +113,7 @@ def _plan(path: Path) -> dict[str, Any]:
         {"layer": pattern.replace("\\", ""), "decomposition": choice.decomposition, "rank": shown_rank(choice.rank)}
         for pattern, choice in config.per_layer.items()
     ]
-    said = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
+    said = [line.removeprefix("# ") for line in path.read_text("utf-8").splitlines() if line.startswith("# ")]
     return {"name": path.name, "said": said, "rows": rows}
 
 

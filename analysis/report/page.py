@@ -51,10 +51,10 @@ def render(data: dict[str, Any]) -> str:
 
 
 def _subtitle(data: dict[str, Any]) -> str:
-    if data["backbone"] is None:
+    if not data["backbones"]:
         return "No run has finished yet."
-    size, digest = data["backbone_parameters"], data["backbone_hash"]
-    return f"Backbone {data['backbone']}, {size:,} parameters without its head, hash {digest[:12]}…"
+    said = [f"{name}, {size:,} parameters without its head, hash {digest[:12]}…" for name, size, digest in data["backbones"]]
+    return f"Backbone{'s' if len(said) > 1 else ''} {'; '.join(said)}"
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,7 @@ const colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 const symbols = ["circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "x"];
 const colour = (i) => colours[i % colours.length];
 const symbol = (i) => symbols[i % symbols.length];
+const dash = (i) => ["solid", "dash", "dot", "dashdot"][Math.floor(i / colours.length) % 4];
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const narrow = () => window.innerWidth < 640;
 const drawers = [];
@@ -99,30 +100,53 @@ function updateThreshold() {
   const sum = (key) => kept.reduce((total, one) => total + one[key], 0);
   byId("live").textContent =
     `Threshold ${shown(threshold)}: ${sum("kept")} of ${sum("all")} deltas stay, ${sum("parameters").toLocaleString("en")} parameters.`;
-  if (byId("norm-plot").data) Plotly.relayout(byId("norm-plot"), { shapes: [line()] });
+  if (byId("norm-plot").data && group().tasks.length <= MANY) Plotly.relayout(byId("norm-plot"), { shapes: [line()] });
 }
 
 const line = () => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: threshold, y1: threshold, line: { color: "#D55E00", width: 2, dash: "dash" } });
 
+const MANY = 20; // lines that one can tell apart
+
+function drawNormMap(layers) {
+  const tasks = group().tasks;
+  draw(byId("norm-plot"), [{
+    type: "heatmap", x: layers, y: tasks.map((task) => task.name), colorscale: "Viridis", zmin: 0,
+    z: tasks.map((task) => layers.map((layer) => task.norms[kind()][layer] ?? null)),
+    hovertemplate: "%{y}, %{x}: %{z:.4g}<extra></extra>", colorbar: { title: { text: byId("kind").selectedOptions[0].textContent, side: "right" } },
+  }], {
+    shapes: [],
+    xaxis: { title: { text: "layer, in network order" }, type: "category", tickangle: -90, dtick: narrow() ? Math.ceil(layers.length / 12) : 1,
+      tickfont: { size: layers.length > 30 ? 9 : 11 } },
+    yaxis: { type: "category", autorange: "reversed", dtick: 1, tickfont: { size: 9 } },
+  });
+}
+
 function drawNorms() {
   const layers = group().layers;
+  const many = group().tasks.length > MANY;
+  byId("norm-plot").style.height = many ? `${17 * group().tasks.length + 220}px` : "";
+  if (many) drawNormMap(layers);
+  else drawNormLines(layers);
+  fill(byId("norm-table"), ["layer", ...group().tasks.map((task) => task.name)],
+    layers.map((layer) => [layer, ...group().tasks.map((task) => shown(task.norms[kind()][layer]))]));
+}
+
+function drawNormLines(layers) {
   const traces = group().tasks.map((task, i) => ({
     x: layers, y: layers.map((layer) => task.norms[kind()][layer] ?? null), name: task.name, mode: "lines+markers",
-    line: { color: colour(i), width: 1.6 }, marker: { symbol: symbol(i), size: 6 },
+    line: { color: colour(i), width: 1.6, dash: dash(i) }, marker: { symbol: symbol(i), size: 6 },
   }));
   draw(byId("norm-plot"), traces, {
     xaxis: { title: { text: "layer, in network order" }, type: "category", tickangle: -90, dtick: narrow() ? Math.ceil(layers.length / 12) : 1,
       tickfont: { size: layers.length > 30 ? 9 : 11 } },
     yaxis: { title: { text: byId("kind").selectedOptions[0].textContent }, rangemode: "tozero" }, shapes: [line()],
   });
-  fill(byId("norm-table"), ["layer", ...group().tasks.map((task) => task.name)],
-    layers.map((layer) => [layer, ...group().tasks.map((task) => shown(task.norms[kind()][layer]))]));
 }
 
 function startNorms() {
   if (!data.groups.length) return;
   byId("norms").hidden = false;
-  data.groups.forEach((one, i) => byId("variant").append(new Option(one.variant || "the only one", i)));
+  data.groups.forEach((one, i) => byId("variant").append(new Option(one.variant || (data.groups.length > 1 ? "without a name" : "the only one"), i)));
   const slider = byId("slider");
   const exact = byId("exact");
   const top = () => 1.02 * highest();
@@ -248,11 +272,14 @@ function startLikeness() {
     fill(table, ["", ...one.tasks], one.tasks.map((name, i) => [name, ...one.cosines[i].map((v) => v.toFixed(3))]));
     details.append(summary, table);
     byId("likeness-plots").append(title, plot, details);
+    const many = one.tasks.length > MANY;
+    if (many) plot.style.height = `${17 * one.tasks.length + 160}px`;
+    const names = { type: "category", ...(many ? { dtick: 1, tickfont: { size: 9 } } : {}) };
     const drawLikeness = () => draw(plot, [{
-      type: "heatmap", x: one.tasks, y: one.tasks, z: one.cosines, zmin: -1, zmax: 1, 
+      type: "heatmap", x: one.tasks, y: one.tasks, z: one.cosines, zmin: -1, zmax: 1,
       colorscale: [[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
-      texttemplate: "%{z:.2f}", hovertemplate: "%{y} – %{x}: %{z:.3f}<extra></extra>",
-    }], { xaxis: { type: "category" }, yaxis: { type: "category", autorange: "reversed" } });
+      ...(many ? {} : { texttemplate: "%{z:.2f}" }), hovertemplate: "%{y} – %{x}: %{z:.3f}<extra></extra>",
+    }], { xaxis: names, yaxis: { ...names, autorange: "reversed" } });
     drawLikeness();
     drawers.push(drawLikeness);
   }

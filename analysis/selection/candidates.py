@@ -161,7 +161,7 @@ def whole(change: Change, seen: Seen | None, unit: Cost) -> int:
     size = change.delta.numel()
     if unit == "multiply_adds":
         assert seen is not None
-        return size * seen.applied // seen.samples
+        return size * (seen.entered if change.target.transposed else seen.applied) // seen.samples
     return size * (change.itemsize if unit == "bytes" else 1)
 
 

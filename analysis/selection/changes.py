@@ -66,7 +66,8 @@ def changes(base: Network | None, tuned: Network | Sequence[Change], head: str |
     if isinstance(tuned, str | Path) and Path(tuned).is_dir():
         if base is not None:
             raise ConfigError(f"{tuned} is a task folder and says its change itself: leave out the base {base}")
-        found = [Change(delta.target, delta.dense().detach()) for _, delta, _ in read_task(tuned).deltas()]
+        deltas = [(delta, delta.dense().detach()) for _, delta, _ in read_task(tuned).deltas()]
+        found = [Change(delta.target, dense, itemsize=dense.element_size()) for delta, dense in deltas]
         found.sort(key=lambda change: change.target.order)
     elif isinstance(tuned, nn.Module | str | Path):
         found = _between(base, tuned, head)

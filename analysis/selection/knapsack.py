@@ -43,11 +43,27 @@ def pack(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], budg
         budget: of the costs together.
     """
     kept = [_undominated(e, c) for e, c in zip(errors, costs, strict=True)]
+    ceiling = sum(max(e) for e in errors)
+    found = _packed(errors, costs, budget, kept, ceiling)
+    while 0 < found.error < ceiling / 10:  # the solver takes a millionth for nothing: without what is too bad it sees finer
+        ceiling = found.error
+        kept = [[option for option in options if errors[g][option] <= ceiling] for g, options in enumerate(kept)]
+        finer = _packed(errors, costs, budget, kept, ceiling)
+        if finer.error > ceiling:  # out of time
+            break
+        found = finer
+    return found
+
+
+def _packed(
+    errors: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], budget: int, kept: list[list[int]], ceiling: float
+) -> Packed:
+    """`pack` with the options that are ``kept``, where no choice worth having has an error above ``ceiling``."""
     groups = np.repeat(np.arange(len(kept)), [len(options) for options in kept])
     flat = [(group, option) for group, options in enumerate(kept) for option in options]
     cost = np.array([costs[g][o] for g, o in flat], dtype=float)
     error = np.array([errors[g][o] for g, o in flat], dtype=float)
-    scale = 1e3 / max(sum(max(e) for e in errors), np.finfo(float).tiny)
+    scale = 1e3 / max(ceiling, np.finfo(float).tiny)
     one_each = csr_array((np.ones(len(flat)), (groups, np.arange(len(flat)))), shape=(len(kept), len(flat)))
     limit, bound = float(budget), None
     while True:

@@ -41,7 +41,9 @@ def evaluate(
             if one.variant not in networks:
                 networks[one.variant] = grid.network(one.recipe)
             net = networks[one.variant]
-            net.set_task(net.load_task(written, f"{one.task.name} seed {one.seed}").name)
+            if net.tasks:
+                net.remove_task("evaluated")
+            net.set_task(net.load_task(written, "evaluated").name)
         else:
             net = grid.trained(one)
         images = Images(grid.splits(one.task)[1], one.recipe.input.stored)

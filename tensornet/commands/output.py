@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -38,7 +39,7 @@ def print_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]
     if not console.is_terminal:
         console = Console(width=160)
     for number, columns in enumerate(_blocks(console.width, header, lines, left)):
-        grid = Table(title=title if not number else None, title_justify="left", title_style="bold")
+        grid = Table(title=escape(title) if not number else None, title_justify="left", title_style="bold")
         for i in columns:
             grid.add_column(header[i], justify="left" if i < left else "right", overflow="fold")
         for line in lines:

@@ -174,7 +174,7 @@ def read_lists(root: Path, train: Path, test: Path) -> tuple[Split, Split]:
 
 def _lines(root: Path, path: Path) -> list[tuple[Path, int]]:
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list {path} cannot be read: {error}") from None
     rows, problems = [], []

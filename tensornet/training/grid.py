@@ -138,9 +138,13 @@ class Grid:
         backbone = json.dumps([run.recipe.backbone.model_dump(mode="json"), run.recipe.adapt.get("head")])
         if backbone not in self._hashes:
             self._hashes[backbone] = self.network(run.recipe).identity()["stored"]
-        if run.task not in self._hashes:
-            self._hashes[run.task] = "".join(split.fingerprint()[:32] for split in self._splits[run.task])
-        return {"weights": ("backbone_hash", self._hashes[backbone]), "data": ("data_hash", self._hashes[run.task])}
+        return {"weights": ("backbone_hash", self._hashes[backbone]), "data": ("data_hash", self.data_hash(run.task))}
+
+    def data_hash(self, task: TaskEntry) -> str:
+        """What tells the data of a task: see `Split.fingerprint`."""
+        if task not in self._hashes:
+            self._hashes[task] = "".join(split.fingerprint()[:32] for split in self._splits[task])
+        return self._hashes[task]
 
     def done(self) -> int:
         """How many of the runs are done already.

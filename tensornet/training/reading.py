@@ -69,7 +69,7 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
                 check_task_name(name)
             except TensornetError as error:
                 problems.append(f"variants.{name}: {error}")
-            if name in _FOLDERS:
+            if name in _FOLDERS or re.fullmatch(r"seed-\d+", name):
                 problems.append(f"variants.{name}: a run has a folder of that name; choose another")
         for one in (change, *changes):
             if isinstance(one, dict):
@@ -94,9 +94,9 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
 def _text(source: str) -> str:
     path = Path(source)
     if path.suffix != ".toml" and source in shipped():
-        return (resources.files("tensornet.recipes") / f"{source}.toml").read_text()
+        return (resources.files("tensornet.recipes") / f"{source}.toml").read_text("utf-8")
     try:
-        return path.read_text()
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"recipe {source}", [f"it cannot be read: {error}. The package has: {', '.join(shipped())}"]

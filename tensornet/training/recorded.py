@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tensornet.errors import RecipeError, TaskFileError
-from tensornet.training.recipe import Recipe
+from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.run import every_run
 
 
@@ -28,8 +28,8 @@ def recorded_recipes(out: Path) -> dict[str, Recipe]:
 def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> dict[str, Recipe]:
     """The recipes of all runs in a folder, after those of one more recipe.
 
-    Of a variant with the same settings, tasks and seeds are joined. One with other settings stays as it is while it has
-    results, unless it is ``wanted`` now.
+    Of a variant with the same settings, tasks and seeds are joined; a task whose data are elsewhere now stays what it is
+    while it has results. A variant with other settings stays as it is while it has results, unless it is ``wanted`` now.
 
     Args:
         out: the folder; it may be new.
@@ -53,20 +53,21 @@ def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> di
         if first != second:
             advice = "keep the first and pick seeds with --seed, or choose another --out"
             raise RecipeError(str(out), [f"train.seeds began with {first} here and begins with {second} now: {advice}"])
+        held = _with_results(out, before, name)
         if _settings(recipe) == _settings(now):
-            found[name] = _joined(recipe, now)
-        elif _has_results(out, before, name):
+            found[name] = _joined(recipe, now, held)
+        elif held:
             if name in wanted:
                 what = f"variant {name}" if name else "this recipe"
-                advice = f"choose another --out, or delete {out / 'runs' / name} to run it again"
+                advice = "choose another --out" + (f", or delete {out / 'runs' / name} to run it again" if name else "")
                 raise RecipeError(str(out), [f"results of {what} were made with other settings: {advice}"])
             found[name] = recipe
     return found
 
 
-def _has_results(out: Path, recipes: Mapping[str, Recipe], variant: str) -> bool:
+def _with_results(out: Path, recipes: Mapping[str, Recipe], variant: str) -> set[TaskEntry]:
     rows = ((run, read_row(run.record(out))) for run in every_run(recipes) if run.variant == variant)
-    return any(row is not None and row["digest"] == run.digest for run, row in rows)
+    return {run.task for run, row in rows if row is not None and row["digest"] == run.digest}
 
 
 def _settings(recipe: Recipe) -> Recipe:
@@ -74,8 +75,9 @@ def _settings(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"tasks": (), "train": recipe.train.model_copy(update={"seeds": ()})})
 
 
-def _joined(before: Recipe, now: Recipe) -> Recipe:
-    tasks = {task.name: task for task in (*before.tasks, *now.tasks)}
+def _joined(before: Recipe, now: Recipe, held: Container[TaskEntry]) -> Recipe:
+    tasks = {task.name: task for task in before.tasks}
+    tasks |= {task.name: task for task in now.tasks if tasks.get(task.name) not in held}
     seeds = tuple(dict.fromkeys((*before.train.seeds, *now.train.seeds)))
     train = now.train.model_copy(update={"seeds": seeds})
     return now.model_copy(update={"tasks": tuple(tasks.values()), "train": train})
