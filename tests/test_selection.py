@@ -63,10 +63,7 @@ magnitudes = st.floats(-9, 6).map(lambda power: 10**power)
 uneven = st.lists(st.lists(st.tuples(magnitudes, st.integers(1, 20)), max_size=4), min_size=1, max_size=4)
 
 
-@given(
-    groups=st.lists(st.lists(st.tuples(magnitudes, st.integers(1, 20)), max_size=4), min_size=1, max_size=4),
-    budget=st.integers(0, 60),
-)
+@given(groups=uneven, budget=st.integers(0, 60))
 def test_the_knapsack_is_exact_also_in_what_is_left_of_large_errors(groups, budget):
     errors = [[2e6, *(e for e, _ in options)] for options in groups]
     costs = [[0, *(c for _, c in options)] for options in groups]
