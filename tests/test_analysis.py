@@ -15,7 +15,7 @@ import analysis
 import tensornet as tn
 from analysis.commands.amounts import amount
 from analysis.figures import layer_lines, layer_norms_figure, save_figure, similarity_map
-from analysis.figures.canvas import line_styles
+from analysis.figures.canvas import line_styles, short
 from tensornet.commands.output import print_table
 from tensornet.errors import ConfigError, TaskFileError, WriteError
 from tests.toys import ResNet, trained
@@ -130,9 +130,23 @@ def test_long_names_of_many_layers_leave_room_for_the_lines(count, longest):
         axes = figure.axes[0]
         assert axes.get_window_extent().height > 2.5 * figure.dpi
         labels = axes.get_xticklabels()
-        assert [label.get_text()[-8:] for label in labels] == [name[-8:] for name in names]
+        assert all(label.get_text().endswith(name.rsplit("x.")[-1]) for label, name in zip(labels, names, strict=True))
         boxes = [label.get_window_extent() for label in labels]
         assert all(left.x1 <= right.x0 + 1 for left, right in itertools.pairwise(boxes)), "names do not touch"
+
+
+def test_short_names_are_told_apart():
+    blocks = [
+        f"model.vision.encoder.layers.{i}.attention.{part}_projection" for i in range(12) for part in ("query", "value")
+    ]
+    assert short(blocks)[0] == "…0.attention.query_projection"
+    ends = [f"a{i}.{'x' * 50}" for i in range(3)] + [f"{'y' * 60}.{i}" for i in range(3)]
+    assert all(len(name) <= 36 for name in short(ends))
+    assert len(set(short(ends))) == 6
+    middles = [f"{'x' * 30}.{i}.{'y' * 30}.a" for i in range(2)] + ["stem"]
+    assert short(middles) == middles, "shorter they would look alike"
+    assert short(["conv1", "conv2"]) == ["conv1", "conv2"]
+    assert short([]) == []
 
 
 def test_no_two_of_many_lines_look_alike():

@@ -19,12 +19,26 @@ MARKERS = "osD^vPX"
 
 
 LONGEST = 36
-"""Letters of a layer's name; of a longer one the end is shown."""
+"""Letters from which names of layers are shortened."""
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Names as an axis has room for: without the modules that all lie in, and long ones without their middle.
+
+    They stay as they are where two would come to look alike.
+    """
+    if max(map(len, names), default=0) <= LONGEST:
+        return list(names)
+    paths = [name.split(".") for name in names]
+    shared = next((i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), 0)
+    cut = ["…" + ".".join(path[shared:]) if shared else name for name, path in zip(names, paths, strict=True)]
+    cut = [name if len(name) <= LONGEST else f"{name[:14]}…{name[15 - LONGEST :]}" for name in cut]
+    return cut if len(set(cut)) == len(set(names)) else list(names)
 
 
 def name_layers(axes: Axes, layers: Sequence[object]) -> None:
     """Every layer by name along the horizontal axis, in network order; the figure grows by what long names take."""
-    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in map(str, layers)]
+    names = short([str(layer) for layer in layers])
     size = 9 if len(names) <= 30 else 7
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_xlim(-0.5, len(names) - 0.5)
