@@ -44,8 +44,8 @@ def extract_task(
         NonFiniteError: a tensor of ``tuned`` holds NaN or infinity.
 
     Warns:
-        UserWarning: something changed that no task can hold, such as biases, or norms that the config shares. Weights to
-            which the config gives no delta are left to it.
+        UserWarning: something changed that this task does not hold, such as biases, embeddings without a delta, or norms
+            that the config shares. Other weights to which the config gives no delta are left to it.
     """
     state = dict(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
     own = net.backbone.state_dict()
@@ -72,17 +72,24 @@ def extract_task(
             with torch.no_grad():
                 for factor, value in made.factors().items():
                     module.get_parameter(factor).copy_(value)
-        carried |= {f"{path}.{parameter}" for t in candidates(net.backbone) for path, parameter in t.places}
+        carried |= {f"{path}.{parameter}" for path, parameter in _left_to_the_config(net, task)}
         lost = [key for key in outside if key not in carried and not torch.equal(own[key].cpu(), state[key].cpu())]
         if lost:
             warnings.warn(
-                f"{len(lost)} tensors changed that this task cannot hold, and stay the backbone's: {', '.join(lost[:8])}",
+                f"{len(lost)} tensors changed that this task does not hold, and stay the backbone's: {', '.join(lost[:8])}",
                 stacklevel=2,
             )
     except BaseException:
         net.remove_task(name)
         raise
     return task
+
+
+def _left_to_the_config(net: AdaptedNetwork, task: Task) -> set[tuple[str, str]]:
+    """Weights that have a delta, and those that the config gives none; embeddings have one only where it asks for it."""
+    own = {place for plan, _ in task.tensors() for member in plan.fold.members for place in member.target.places}
+    every = {place for target in candidates(net.backbone) for place in target.places}
+    return own | {place for place in every if not isinstance(net.backbone.get_submodule(place[0]), nn.Embedding)}
 
 
 def _decomposed(plan: TensorPlan, before: Mapping[str, Tensor], after: Mapping[str, Tensor], seed: int) -> Decomposition:

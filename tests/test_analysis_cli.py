@@ -258,6 +258,12 @@ def test_images_are_drawn_at_random(data_root):
     assert set(labels.tolist()) == {0, 1}, "though the folder lies class by class"
 
 
+def test_ranks_says_in_json_what_would_run(data_root, tmp_path):
+    args = ("ranks", data_root / "recipe.toml", "--data", data_root, "--rank", 1, "--out", tmp_path / "out", "--check")
+    assert json.loads(ran(*args, "--json")) == {"runs": 2, "done": 0}
+    assert ran(*args) == ""
+
+
 @pytest.mark.parametrize(("figure", "words"), [("f.jpg", "written as .png"), ("absent/f.png", "there is no folder")])
 def test_a_figure_that_cannot_be_written_is_refused_before_any_work(figure, words, run, data_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -107,7 +107,7 @@ def test_errors_are_those_of_the_deltas_that_are_extracted():
     base, tuned = pair()
     plan = analysis.choose(base, tuned, 0.2, NAMES)
     net = tn.adapt(copy.deepcopy(base))
-    with pytest.warns(UserWarning, match="tensors changed that this task cannot hold"):
+    with pytest.warns(UserWarning, match="tensors changed that this task does not hold"):
         task = extract_task(net, "t", tuned, plan.config(), plan.decompositions)
     total = lost = 0.0
     for layer, row in plan.table.iterrows():
@@ -189,7 +189,7 @@ def test_transformers_and_depthwise_layers():
     base, tuned = pair(Depthwise)
     plan = analysis.choose(base, tuned, 0.5, calibration=torch.randn(4, 3, 5, 5))
     net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("cp", rank=2))
-    with pytest.warns(UserWarning, match="cannot hold"):
+    with pytest.warns(UserWarning, match="does not hold"):
         extract_task(net, "t", tuned, plan.config(), plan.decompositions)
 
 
@@ -320,10 +320,25 @@ def test_a_dense_extraction_is_the_tuned_network(tmp_path):
 def test_extraction_with_depth_folding_and_scale():
     base, tuned = pair()
     net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense", folding="depth", scale=0.5))
-    with pytest.warns(UserWarning, match="cannot hold"):
+    with pytest.warns(UserWarning, match="does not hold"):
         task = extract_task(net, "t", tuned.state_dict())
     delta = tuned.layer1[0].conv1.weight - base.layer1[0].conv1.weight
     torch.testing.assert_close(task.delta("layer1.0.conv1"), delta)
+
+
+def test_extraction_tells_of_embeddings_that_it_leaves_behind():
+    base = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6, bias=False), nn.Flatten(), nn.Linear(12, 3))
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for layer in tuned[:2]:
+            layer.weight += 0.1
+    with pytest.warns(UserWarning, match=r"1 tensors changed that this task does not hold, .*: 0\.weight"):
+        extract_task(tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense")), "t", tuned)
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense", targets=".*"))
+    extract_task(net, "t", tuned)  # a warning would be an error
+    net.set_task("t")
+    x = torch.randint(9, (4, 2))
+    assert torch.allclose(net(x), tuned(x), atol=1e-6)
 
 
 def test_extraction_refuses_and_leaves_nothing():
@@ -387,7 +402,7 @@ def test_attention_can_be_planned_calibrated_extracted_and_pruned(tmp_path):
     plan = analysis.choose(base, tuned, 0.6, ["low_rank", "cp"], calibration=x)
     assert {"attn.in_proj_weight", "attn.out_proj"} <= set(plan.table.index)
     net = tn.adapt(copy.deepcopy(base))
-    with pytest.warns(UserWarning, match="cannot hold"):
+    with pytest.warns(UserWarning, match="does not hold"):
         task = extract_task(net, "t", tuned, plan.config(), plan.decompositions)
     assert task.parameter_counts()["deltas"] == plan.parameters
     net.save_task("t", tmp_path / "t")

@@ -43,6 +43,8 @@ def ranks(
     console = Console(stderr=True)
     console.print(f"{len(grid.runs)} runs, {grid.done()} done; results go to {out}", markup=False, highlight=False)
     if check:
+        if json:
+            print_json({"runs": len(grid.runs), "done": grid.done()})
         return
     failed = run_ranks(
         grid,
