@@ -43,7 +43,7 @@ def test_norms_of_every_kind(run, tmp_path):
     assert pd.read_csv(tmp_path / "delta.csv", index_col=0).shape == (2, 2)
     assert "--out" in ran("norms", "--help")
     assert "there is no folder" in refused("norms", *tasks, "--out", tmp_path / "no" / "x.png", code=2)
-    assert "cannot write" in refused("norms", *tasks, "--csv", tmp_path / "no" / "x.csv")
+    assert "there is no folder" in refused("norms", *tasks, "--csv", tmp_path / "no" / "x.csv", code=2)
 
 
 def test_prune_and_sweep(run, tmp_path, data_root):
@@ -271,9 +271,13 @@ def test_a_figure_that_cannot_be_written_is_refused_before_any_work(figure, word
     for args in (
         ("norms", run / "tasks/folders", "--out", figure),
         ("similarity", run / "tasks/folders", run / "tasks/parquet", "--out", figure),
+        ("choose", "--tuned", run / "tasks/folders", "--budget", "10%", "--figure", figure),
         ("prune", "--sweep", run, "--data", data_root, "--out", figure),
         ("ranks", recipe, "--data", data_root, "--rank", 1, "--out", "runs", "--figure", figure),
     ):
         assert words in refused(*args, code=2), args
+    for name in ("--out", "--csv"):
+        said = refused("choose", "--tuned", run / "tasks/folders", "--budget", "10%", name, "absent/file", code=2)
+        assert "there is no folder absent" in said
     assert not (tmp_path / "runs").exists()
     assert not (run / "sweep.json").exists()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from analysis.commands.figure import Figure
+from analysis.commands.places import Csv, Figure, in_a_folder
 from analysis.kinds import Cost
 from tensornet.commands.output import Json, print_json, print_table
 
@@ -22,7 +22,7 @@ def choose(
     budget: Annotated[str, typer.Option(help="For all layers together: 20000, or a share of the weights: 5%.")],
     base: Annotated[Path | None, typer.Option(help="A safetensors file: the network before it was tuned.")] = None,
     tuned: Annotated[Path | None, typer.Option(help="A safetensors file or a task folder: what it became.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the plan as TOML.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan as TOML.", callback=in_a_folder)] = None,
     unit: Annotated[Cost, typer.Option(help="What the budget is in.")] = "parameters",
     decompositions: Annotated[str, typer.Option(help="Names with commas between; all that are registered by default.")] = "",
     recipe: Annotated[str, typer.Option(help="A recipe whose backbone and images to use instead of --base.")] = "",
@@ -39,7 +39,7 @@ def choose(
         bool, typer.Option("--test", help="Also test what the plan, the best single choice and truncated SVD extract.")
     ] = False,
     figure: Figure = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    csv: Csv = None,
     json: Json = False,
 ) -> None:
     """Choose the decomposition and the rank of every layer: least error within a budget, with a proof."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.commands.figure import Figure
+from analysis.commands.places import Csv, Figure
 from analysis.kinds import LABELS, Kind
 from tensornet.commands.output import Json, print_json, print_table
 
@@ -16,7 +16,7 @@ def norms(
     tasks: Annotated[list[Path], typer.Argument(help="Task folders.")],
     kind: Annotated[Kind, typer.Option(help="Which norm.")] = "delta",
     out: Figure = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    csv: Csv = None,
     json: Json = False,
 ) -> None:
     """Norm of each layer's delta, in network order: a column per task, or per task and factor or component."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from analysis.commands.figure import writable
+from analysis.commands.places import Csv, a_figure
 from analysis.kinds import LABELS, Kind
 from tensornet.commands.backbone import Options, Weights, read_options
 from tensornet.commands.output import Json, print_json, print_table
@@ -38,7 +38,7 @@ def prune(
     data: Annotated[Path, typer.Option(help="Folder from which paths of data and backbones begin.")] = Path(),
     weights: Weights = None,
     option: Options = [],  # noqa: B006
-    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    csv: Csv = None,
     json: Json = False,
 ) -> None:
     """Remove or round deltas that matter little; a pruned layer computes exactly what the backbone computes."""
@@ -151,7 +151,7 @@ def _sweep(
     from tensornet.training.grid import Grid
     from tensornet.training.recorded import recorded_recipes
 
-    writable(out)
+    a_figure(out)
     console = Console(stderr=True)
     recorded = recorded_recipes(run)
     recipes = {name: recipe for name, recipe in recorded.items() if recipe.train.method == "adapt"}

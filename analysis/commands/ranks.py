@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from analysis.commands.figure import Figure
+from analysis.commands.places import Csv, Figure
 from tensornet.commands.output import Json, print_json, print_table
 
 
@@ -22,7 +22,7 @@ def ranks(
     settings: Annotated[list[str], typer.Option("--set", help="Change a setting: train.epochs=3. May be repeated.")] = [],  # noqa: B006
     task: Annotated[list[str], typer.Option(help="Only this task. May be repeated.")] = [],  # noqa: B006
     figure: Figure = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    csv: Csv = None,
     check: Annotated[bool, typer.Option("--check", help="Check recipe and data, say what would run, and stop.")] = False,
     json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.figure import Figure
+from analysis.commands.places import Csv, Figure
 from analysis.kinds import Likeness
 from tensornet.commands.output import Json, print_json, print_table
 
@@ -17,7 +17,7 @@ def similarity(
     kind: Annotated[Likeness, typer.Option(help="What is compared in every layer.")] = "cosine",
     share: Annotated[float, typer.Option(help="Excess overlap from which two tasks could share a factor.")] = 0.5,
     out: Figure = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table of all layers as CSV.")] = None,
+    csv: Csv = None,
     json: Json = False,
 ) -> None:
     """Cosines between tasks' deltas, the spaces they share per layer, and which factors two tasks could share."""
