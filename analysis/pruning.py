@@ -83,7 +83,8 @@ def prune(
     if not file.tensors and not alone:
         raise TaskFileError(f"{task} has no deltas: nothing to prune")
     if alone:
-        pruned = _described(file, found := layer_norms(file, kind) if file.tensors else {}, set(found), {})
+        found = layer_norms(file, kind) if file.tensors else {}
+        pruned = _described(file, found, set(found), {})
     else:
         pruned = pruned_file(file, threshold, keep, budget, energy, kind)
     if norms is not None:

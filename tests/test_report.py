@@ -145,6 +145,33 @@ def test_the_page_needs_nothing_else(page):
     assert "<link" not in head
 
 
+def test_thirty_tasks_are_a_map_and_every_backbone_is_named(page, browser, tmp_path):
+    run = shutil.copytree(page[0], tmp_path / "run")
+    recipe = json.loads((run / "recipe.json").read_text())
+    results = json.loads((run / "results.json").read_text())
+    for i in range(30):
+        shutil.copytree(run / "tasks/folders", run / f"tasks/task{i}")
+        recipe[""]["tasks"].append({"name": f"task{i}", "data": "folders"})
+        results["runs"].append(results["runs"][0] | {"task": f"task{i}"})
+    results["runs"][-1] |= {"backbone": "hub:hub:another", "backbone_hash": 64 * "b"}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    (run / "results.json").write_text(json.dumps(results))
+    ran("report", run, "--out", tmp_path / "many.html")
+    opened(browser, tmp_path / "many.html")
+    said = browser.find_element("tag name", "body").text
+    assert "Backbones hub:hub:tiny" in said
+    assert "hub:hub:another" in said
+    kinds, rows, height = browser.execute_script(
+        "const plot = document.getElementById('norm-plot');"
+        "return [plot.data.map((d) => d.type), plot.data[0].y.length, plot.getBoundingClientRect().height]"
+    )
+    assert (kinds, rows) == (["heatmap"], 32)
+    assert height > 32 * 15
+    browser.execute_script("const s = document.getElementById('slider'); s.value = 500; s.dispatchEvent(new Event('input'))")
+    assert "of 64 deltas stay" in browser.find_element("id", "live").text
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_names_cannot_break_the_page(page, tmp_path):
     from analysis.report.page import render
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgba
 from safetensors.torch import save_file
 from torch import nn
 
@@ -250,6 +251,19 @@ def test_a_plan_is_a_config(tmp_path):
     (tmp_path / "other.toml").write_text("layers = 3")
     with pytest.raises(ConfigError, match="is no plan"):
         tn.AdaptConfig(layers=tmp_path / "other.toml")
+
+
+def test_a_colour_of_a_plan_means_one_thing():
+    from analysis.figures import plan_figure
+
+    plan = analysis.choose(*pair(), 0.2, ["cp", "tucker", "kronecker"])
+    upper, lower = plan_figure(plan).axes
+    bars = {container.get_label(): container[0].get_facecolor() for container in upper.containers}
+    lines = {line.get_label().removesuffix(", one rank everywhere"): to_rgba(line.get_color()) for line in lower.get_lines()}
+    assert bars
+    assert all(lines[name] == colour for name, colour in bars.items() if name in lines)
+    assert lines["chosen per layer"] not in bars.values()
+    assert len(set(bars.values())) == len(bars)
 
 
 def test_any_registered_decomposition_is_a_candidate():
