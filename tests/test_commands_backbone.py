@@ -61,6 +61,19 @@ def test_prune(made):
     assert "which only --norms looks at" in refused("prune", folder / "t", "--keep", 1, *own, "--out", folder / "q")
 
 
+def test_the_parameters_of_layers_are_together_those_of_the_deltas(tmp_path):
+    net = tn.adapt(
+        nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3)), nn.Flatten(), nn.Linear(64, 2)),
+        tn.AdaptConfig("cp", rank=1, folding="depth", targets=r"[012]"),
+    )
+    trained(net.add_task("t"))
+    net.save_task("t", tmp_path / "t")
+    told = json.loads(ran("inspect", tmp_path / "t", "--json"))
+    shares = [tensor["parameters"] for tensor in told["tensors"]]
+    assert told["parameters"]["deltas"] == 4 + 4 + 9 + 3 == sum(shares)
+    assert max(shares) - min(shares) <= 1
+
+
 def test_count_and_inspect(made):
     _, own, folder = made
     counted = [

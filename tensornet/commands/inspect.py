@@ -42,6 +42,10 @@ def _task(path: Path, json: bool) -> None:
 
     file = read_task(path)
     counts = file.parameter_counts()
+    shares: dict[str, int] = {}  # of a tensor that several layers are slices of; together they are all of it
+    for plan, _ in file.tensors:
+        members = len(plan.fold.members)
+        shares |= {m.target.name: (plan.parameters + i) // members for i, m in enumerate(plan.fold.members)}
     tensors: list[dict[str, Any]] = []
     for plan, delta, record in file.deltas():
         norm = delta.norm().item()
@@ -51,7 +55,7 @@ def _task(path: Path, json: bool) -> None:
                 "shape": list(delta.target.shape),
                 "decomposition": plan.decomposition,
                 "rank": plan.rank,
-                "parameters": plan.parameters // len(plan.fold.members),
+                "parameters": shares[delta.target.name],
                 "norm": norm,
                 "relative_norm": norm / record.norm if record.norm else None,
             }
