@@ -23,6 +23,7 @@ from tensornet.shapes import Rank
 
 ROUNDING = 1e-12
 """Share of the energy that float32 factors cannot tell from nothing."""
+_COLUMNS = ["norm", "kept", "decomposition", "rank_before", "rank", "parameters_before", "parameters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +212,6 @@ def _described(
     layers.update(choices)  # the last match wins, so these come last
     config = replace(file.config, layers=layers)
     return Pruned(replace(file, config=config, tensors=tuple(tensors)), table, {})
-
-
-_COLUMNS = ["norm", "kept", "decomposition", "rank_before", "rank", "parameters_before", "parameters"]
 
 
 def _norms_returned(pruned: Pruned, limit: float, backbone: nn.Module | None) -> Pruned:

@@ -78,7 +78,8 @@ def sweep(
                 "data_hash": grid.data_hash(run.task),
             }
             done = known.get(_key(point))
-            if done is None or (reestimate and done["reestimated"] is None):
+            other_data = done is not None and done.get("data_hash") != point["data_hash"]
+            if done is None or other_data or (reestimate and done["reestimated"] is None):
                 if before is not None:
                     before(f"{run.label}, threshold {threshold:.3g}")
                 done = point | _tested(grid, run, file, threshold, kind, reestimate)
@@ -106,8 +107,7 @@ def read_sweep(out: Path) -> list[dict[str, Any]]:
 
 
 def _key(point: dict[str, Any]) -> tuple[Any, ...]:
-    told_by = ("variant", "task", "seed", "kind", "threshold", "sha256")
-    return (*(point[name] for name in told_by), point.get("data_hash"))  # points of before there was one are found anew
+    return tuple(point[name] for name in ("variant", "task", "seed", "kind", "threshold", "sha256"))
 
 
 def _spread(norms: Sequence[float]) -> list[float]:

@@ -43,6 +43,14 @@ def pair(kind=ResNet, scale=0.1, seed=0):
 
 # ---- the knapsack ----------------------------------------------------------------------------------------------------
 
+
+def least(errors, costs, budget):
+    """The least error within a budget, of all choices."""
+    every = itertools.product(*(range(len(e)) for e in errors))
+    feasible = [p for p in every if sum(c[i] for c, i in zip(costs, p, strict=True)) <= budget]
+    return min(sum(e[i] for e, i in zip(errors, p, strict=True)) for p in feasible)
+
+
 groups = st.lists(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 20)), max_size=4), min_size=1, max_size=4)
 
 
@@ -50,10 +58,7 @@ groups = st.lists(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 20)), max_
 def test_the_knapsack_is_exact(groups, budget):
     errors = [[10.0, *(e for e, _ in options)] for options in groups]
     costs = [[0, *(c for _, c in options)] for options in groups]
-    packed = pack(errors, costs, budget)
-    every = itertools.product(*(range(len(e)) for e in errors))
-    feasible = [p for p in every if sum(c[i] for c, i in zip(costs, p, strict=True)) <= budget]
-    best = min(sum(e[i] for e, i in zip(errors, p, strict=True)) for p in feasible)
+    packed, best = pack(errors, costs, budget), least(errors, costs, budget)
     assert packed.error == pytest.approx(best, abs=1e-7)
     assert packed.cost <= budget
     assert packed.bound <= packed.error
@@ -68,10 +73,7 @@ uneven = st.lists(st.lists(st.tuples(magnitudes, st.integers(1, 20)), max_size=4
 def test_the_knapsack_is_exact_also_in_what_is_left_of_large_errors(groups, budget):
     errors = [[2e6, *(e for e, _ in options)] for options in groups]
     costs = [[0, *(c for _, c in options)] for options in groups]
-    packed = pack(errors, costs, budget)
-    every = itertools.product(*(range(len(e)) for e in errors))
-    feasible = [p for p in every if sum(c[i] for c, i in zip(costs, p, strict=True)) <= budget]
-    best = min(sum(e[i] for e, i in zip(errors, p, strict=True)) for p in feasible)
+    packed, best = pack(errors, costs, budget), least(errors, costs, budget)
     assert packed.cost <= budget
     assert packed.error == pytest.approx(best, rel=1e-6)
     assert packed.bound <= best * (1 + 1e-9)

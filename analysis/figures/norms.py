@@ -108,7 +108,7 @@ def component_map(table: pd.DataFrame, title: str, label: str) -> Figure:
     return figure
 
 
-def _styles(columns: Sequence[Hashable]) -> list[tuple[Any, str, str]]:
+def _styles(columns: Sequence[Hashable]) -> Sequence[tuple[Any, str, str]]:
     """Colour, marker and line of each column."""
     count = len(columns)
     pairs = [column for column in columns if isinstance(column, tuple)]
@@ -119,4 +119,4 @@ def _styles(columns: Sequence[Hashable]) -> list[tuple[Any, str, str]]:
     if count > 1 and all(re.search(r"rank \d+$", str(column)) for column in columns):
         ramp = matplotlib.colormaps["viridis"]
         return [(ramp(0.92 * i / (count - 1)), MARKERS[i % len(MARKERS)], "-") for i in range(count)]
-    return list(line_styles(count))
+    return line_styles(count)

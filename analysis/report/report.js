@@ -107,6 +107,11 @@ const line = () => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: threshold, 
 
 const MANY = 20; // lines that one can tell apart
 
+const layerAxis = (layers) => ({
+  title: { text: "layer, in network order" }, type: "category", tickangle: -90, dtick: narrow() ? Math.ceil(layers.length / 12) : 1,
+  tickfont: { size: layers.length > 30 ? 9 : 11 },
+});
+
 function drawNormMap(layers) {
   const tasks = group().tasks;
   draw(byId("norm-plot"), [{
@@ -115,8 +120,7 @@ function drawNormMap(layers) {
     hovertemplate: "%{y}, %{x}: %{z:.4g}<extra></extra>", colorbar: { title: { text: byId("kind").selectedOptions[0].textContent, side: "right" } },
   }], {
     shapes: [],
-    xaxis: { title: { text: "layer, in network order" }, type: "category", tickangle: -90, dtick: narrow() ? Math.ceil(layers.length / 12) : 1,
-      tickfont: { size: layers.length > 30 ? 9 : 11 } },
+    xaxis: layerAxis(layers),
     yaxis: { type: "category", autorange: "reversed", dtick: 1, tickfont: { size: 9 } },
   });
 }
@@ -137,8 +141,7 @@ function drawNormLines(layers) {
     line: { color: colour(i), width: 1.6, dash: dash(i) }, marker: { symbol: symbol(i), size: 6 },
   }));
   draw(byId("norm-plot"), traces, {
-    xaxis: { title: { text: "layer, in network order" }, type: "category", tickangle: -90, dtick: narrow() ? Math.ceil(layers.length / 12) : 1,
-      tickfont: { size: layers.length > 30 ? 9 : 11 } },
+    xaxis: layerAxis(layers),
     yaxis: { title: { text: byId("kind").selectedOptions[0].textContent }, rangemode: "tozero" }, shapes: [line()],
   });
 }

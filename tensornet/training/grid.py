@@ -163,7 +163,6 @@ class Grid:
         recipe = run.recipe
         train, test = self.images(run)
         net = self.network(recipe)
-        hashes = dict(self._made_of(run).values())
         checkpoints = self.checkpoints(run)
         name, settings = run.task.name, recipe.train
         adapted = train_task(
@@ -182,7 +181,8 @@ class Grid:
             net.save_task(name, run.network(self.out))
         else:
             save_network(adapted.model, run.network(self.out))
-        row = result(run.variant, net, name, settings, run.seed, adapted) | hashes | {"digest": run.digest}
+        row = result(run.variant, net, name, settings, run.seed, adapted)
+        row |= {"data_hash": self.data_hash(run.task), "digest": run.digest}
         make_folder(run.record(self.out).parent)
         write_file(run.record(self.out), json.dumps(row, indent=1) + "\n")
         shutil.rmtree(checkpoints.parent, ignore_errors=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +30,9 @@ def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("every seed once")
     return seeds
+
+
+Seeds = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_each_once)]
 
 
 class Backbone(_Table):
@@ -77,14 +81,9 @@ class Distill(_Table):
     """
 
     teacher: str
-    seeds: tuple[NonNegativeInt, ...] = ()
+    seeds: Seeds = ()
     weight: float = Field(0.9, ge=0, le=1)
     temperature: PositiveFloat = 2.0
-
-    @field_validator("seeds")
-    @classmethod
-    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        return _each_once(seeds)
 
     def taught_by(self, seed: int) -> list[int]:
         """The seeds of the trainings that one with this ``seed`` learns from; its own first, where it is one of them."""
@@ -126,7 +125,7 @@ class Train(_Table):
     flip: bool = True
     pad: NonNegativeInt = 0
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
+    seeds: Seeds = Field((0,), min_length=1)
     workers: NonNegativeInt = 0
     holdout: float = Field(0.0, ge=0, lt=1)
     distill: Distill | None = None
@@ -147,11 +146,6 @@ class Train(_Table):
         if any(not 0 < m < 1 for m in milestones) or list(milestones) != sorted(milestones):
             raise ValueError("milestones are ascending shares of all steps, between 0 and 1, such as [0.5, 0.75]")
         return milestones
-
-    @field_validator("seeds")
-    @classmethod
-    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        return _each_once(seeds)
 
     @model_validator(mode="after")
     def _can_start_from_a_teacher(self) -> Train:
