@@ -1,6 +1,7 @@
 """What is in a folder of results: which runs count as done, and what several recipes leave there."""
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
@@ -10,6 +11,7 @@ from tensornet.errors import RecipeError
 from tensornet.training.grid import Grid
 from tensornet.training.reading import load_recipe
 from tensornet.training.recorded import recorded_recipes
+from tensornet.training.run import every_run
 from tests.commands import HUB, RECIPE, ran, refused
 from tests.images import image_folder
 
@@ -163,3 +165,22 @@ def test_long_and_foreign_names(train, data, tmp_path):
     ran(*args, "--task", name)
     (row,) = json.loads(ran("evaluate", tmp_path / "out", "--data", data, "--task", name, "--json"))
     assert row["value"] == row["trained_value"]
+
+
+@pytest.mark.parametrize(
+    ("file", "recipe", "settings"),
+    [
+        ("resnet20-peers", "resnet20-peers", ()),
+        ("resnet20-gpu", "resnet20-peers", ()),
+        ("resnet20-ablation", "resnet20-ablation", ()),
+        ("resnet20-halves", "resnet20-ablation", ("train.holdout=0.5",)),
+        ("resnet20-halves-gpu", "resnet20-ablation", ("train.holdout=0.5",)),
+        ("mobilenet-peers", "mobilenet-peers", ()),
+    ],
+)
+def test_the_rows_of_the_documentation_are_runs_of_the_shipped_recipes(file, recipe, settings):
+    """So that a grid can go on from them; a change of what a run is told by would cut it off from all rows at once."""
+    recorded = json.loads((Path(__file__).parents[1] / f"docs/runs/{file}.json").read_text())["runs"]
+    digests = {(run.variant, run.task.name, run.seed): run.digest for run in every_run(load_recipe(recipe, settings))}
+    assert recorded
+    assert {digests[row["variant"], row["task"], row["seed"]] == row["digest"] for row in recorded} == {True}

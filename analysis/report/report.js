@@ -229,7 +229,7 @@ function startRanks() {
   const drawRanks = () => draw(byId("rank-plot"), data.ranks.tasks.map((one, i) => ({
     x: names, y: one.mean.map((v) => (v === null ? null : 100 * v)), name: one.task, mode: "lines+markers",
     error_y: { type: "data", array: one.deviation.map((v) => 100 * (v || 0)), visible: true },
-    line: { color: colour(i), width: 1.6 }, marker: { symbol: symbol(i), size: 7 },
+    line: { color: colour(i), width: 1.6, dash: dash(i) }, marker: { symbol: symbol(i), size: 7 },
   })), { xaxis: { title: { text: "rank" }, type: "category" }, yaxis: { title: { text: "accuracy, percent" } } });
   drawRanks();
   drawers.push(drawRanks);
