@@ -40,6 +40,16 @@ def test_factor_space_equals_dense(name, shape, rank, seed):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@given(shape=shapes, rank=st.integers(1, 5), seed=st.integers(0, 99))
+def test_random_factors_start_at_unit_norm_whatever_was_drawn(name, shape, rank, seed):
+    made = tn.decomposition(name)(shape, rank, generator=torch.Generator().manual_seed(seed))
+    for own, factor in made.factors().items():
+        slices = factor.T if own.startswith("factor_") else factor.flatten(1)  # columns of CP and Tucker, rows of the rest
+        expected = torch.zeros(len(slices)) if own == made.zero else torch.ones(len(slices))
+        torch.testing.assert_close(slices.detach().norm(dim=1), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @given(shape=shapes, seed=st.integers(0, 9))
 def test_full_rank_reproduces(name, shape, seed):
     cls = tn.decomposition(name)

@@ -26,7 +26,7 @@ from tensornet.training.optimizer import groups
 from tensornet.training.reading import load_recipe
 from tensornet.training.recipe import Input, Train
 from tensornet.training.recorded import recorded_recipes
-from tensornet.training.start import begin, expected_norm, probe, take_factors
+from tensornet.training.start import begin, initial_norm, probe, take_factors
 from tests.commands import ran, refused, tensornet
 from tests.toys import ResNet
 
@@ -137,7 +137,7 @@ def test_a_start_leaves_deltas_at_zero_and_norms_as_expected(start, decompositio
         assert module.norm() == 0
         for name, factor in module.factors().items():
             if name != module.zero:
-                assert torch.isclose(factor.norm(), torch.tensor(expected_norm(module, name)), rtol=1e-5)
+                assert torch.isclose(factor.norm(), torch.tensor(initial_norm(module, name)), rtol=1e-5)
     assert any(
         not torch.equal(a, b)
         for a, b in zip(random, (f for _, m in task.tensors() for f in m.factors().values()), strict=True)
@@ -457,7 +457,7 @@ def test_a_start_from_a_teacher_is_the_teacher_at_full_rank(decomposition, net, 
     for _, module in task.tensors():
         for name, factor in module.factors().items():
             if name != module.zero:
-                assert torch.isclose(factor.norm(), torch.tensor(expected_norm(module, name)), rtol=1e-3)
+                assert torch.isclose(factor.norm(), torch.tensor(initial_norm(module, name)), rtol=1e-3)
 
 
 def test_a_start_from_a_teacher_brings_full_fine_tuning(data_root, tmp_path):

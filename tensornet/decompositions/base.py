@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet.decompositions.bottleneck import Bottleneck
@@ -78,7 +78,7 @@ class Decomposition(Lean, ABC):
             factor = torch.zeros(size, dtype=dtype, device=device)
             if name != self.zero and factor.device.type != "meta":
                 drawn = torch.randn(size, generator=generator, dtype=torch.float32)
-                factor.copy_(drawn * self.initial_scale(name, size))
+                factor.copy_(self.initial(name, drawn))
             self.register_parameter(name, nn.Parameter(factor))
 
     # ---- what a subclass states ------------------------------------------------------------------------------------
@@ -172,9 +172,12 @@ class Decomposition(Lean, ABC):
         return None
 
     @classmethod
-    def initial_scale(cls, name: str, size: Shape) -> float:
-        """Standard deviation of a random factor: its rows start at unit norm, whatever the rank."""
-        return 1 / math.sqrt(math.prod(size[1:]))
+    def initial(cls, name: str, drawn: Tensor) -> Tensor:
+        """A random factor out of numbers ``drawn`` from N(0, 1) in its shape: its rows start at unit norm.
+
+        At unit norm, not at one in expectation: a mode of length 1 would multiply all that is learnt by a number of chance.
+        """
+        return F.normalize(drawn.reshape(len(drawn), -1), dim=1).reshape(drawn.shape)
 
     # ---- what every decomposition has ---------------------------------------------------------------------------------
 

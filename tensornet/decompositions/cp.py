@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorly as tl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tensornet.decompositions.alternating import alternating, ascending, constructed
@@ -42,8 +43,8 @@ class CP(Decomposition):
         return {f"factor_{i}": (n, single_rank(rank, "CP")) for i, n in enumerate(shape)}
 
     @classmethod
-    def initial_scale(cls, name: str, size: Shape) -> float:
-        return 1 / math.sqrt(size[0])
+    def initial(cls, name: str, drawn: Tensor) -> Tensor:
+        return F.normalize(drawn, dim=0)  # of each term
 
     @classmethod
     @on_pytorch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from tensornet.decompositions.base import Decomposition, Factors
@@ -30,10 +28,6 @@ class Dense(Decomposition):
     @classmethod
     def factor_shapes(cls, shape: Shape, rank: Rank) -> dict[str, Shape]:
         return {"tensor": tuple(shape)}
-
-    @classmethod
-    def initial_scale(cls, name: str, size: Shape) -> float:
-        return 1 / math.sqrt(math.prod(size))
 
     @classmethod
     def reconstruct(cls, factors: Factors, shape: Shape) -> Tensor:

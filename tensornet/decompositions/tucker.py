@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorly as tl
 import torch
+import torch.nn.functional as F
 from tensorly.decomposition import tucker
 from tensorly.tenalg import mode_dot, multi_mode_dot
 from torch import Tensor
@@ -48,8 +49,8 @@ class Tucker(Decomposition):
         return {"core": ranks} | {f"factor_{i}": (n, r) for i, (n, r) in enumerate(zip(shape, ranks, strict=True))}
 
     @classmethod
-    def initial_scale(cls, name: str, size: Shape) -> float:
-        return super().initial_scale(name, size) if name == "core" else 1 / math.sqrt(size[0])
+    def initial(cls, name: str, drawn: Tensor) -> Tensor:
+        return super().initial(name, drawn) if name == "core" else F.normalize(drawn, dim=0)
 
     @classmethod
     @on_pytorch

@@ -109,7 +109,7 @@ def probe(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
 def take_factors(task: Task, tensors: Mapping[str, Tensor], seed: int) -> None:
     """Factors from the decompositions of ``tensors``, by weight; the factor that starts at zero stays zero.
 
-    Each factor is scaled to the norm that a random one has in expectation, so that learning rates keep their meaning.
+    Each factor is scaled to the norm that a random one has, so that learning rates keep their meaning.
     """
     for plan, module in task.tensors():
         found = plan.cls.from_tensor(gathered(tensors, plan.fold, plan.cls.chain), plan.rank, seed=seed)
@@ -117,7 +117,7 @@ def take_factors(task: Task, tensors: Mapping[str, Tensor], seed: int) -> None:
             for name, factor in module.factors().items():
                 norm = found.factors()[name].norm()
                 if name != module.zero and norm > 0:
-                    factor.copy_(found.factors()[name] * (expected_norm(module, name) / norm))
+                    factor.copy_(found.factors()[name] * (initial_norm(module, name) / norm))
 
 
 def take_teacher(net: AdaptedNetwork, task: Task, teacher: nn.Module, seed: int) -> None:
@@ -136,7 +136,7 @@ def take_teacher(net: AdaptedNetwork, task: Task, teacher: nn.Module, seed: int)
             for name, factor in module.factors().items():
                 norm = found[name].norm()
                 if name != module.zero and norm > 0:  # a tensor stays what it is where its factors share it in another way
-                    ratio = expected_norm(module, name) / norm
+                    ratio = initial_norm(module, name) / norm
                     found[module.zero] = found[module.zero] / ratio
                     factor.copy_(found[name] * ratio)
             module.factors()[module.zero].copy_(found[module.zero])
@@ -146,7 +146,6 @@ def take_teacher(net: AdaptedNetwork, task: Task, teacher: nn.Module, seed: int)
         task.head.load_state_dict(teacher.get_submodule(task.head_path).state_dict())
 
 
-def expected_norm(module: Decomposition, name: str) -> float:
-    """Root of the expected squared norm of a random factor."""
-    size = module.factor_shapes(module.shape, module.rank)[name]
-    return float(module.initial_scale(name, size)) * float(module.factors()[name].numel()) ** 0.5
+def initial_norm(module: Decomposition, name: str) -> float:
+    """The norm that a random factor starts with."""
+    return float(module.initial(name, torch.ones(module.factors()[name].shape)).norm())
