@@ -86,6 +86,17 @@ def test_every_path_is_the_layer_with_the_sum_as_its_weight(path, case, learned)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.forward} {path.inputs} {path.factors}")
+@given(case=cases())
+def test_what_follows_may_change_the_output_in_place(path, case):
+    layer, x, parts, scale = case
+    factors = [part for part in parts if part is not None]
+    call = by_rank(layer, parts, scale, path)
+    expected = torch.autograd.grad(call(x).relu().sum(), factors)
+    for found, own in zip(torch.autograd.grad(call(x).relu_().sum(), factors), expected, strict=True):
+        torch.testing.assert_close(found, own)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.forward} {path.inputs} {path.factors}")
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_gradients_of_gradients(path, kernel):
     layer = nn.Conv2d(3, 4, kernel, padding=kernel // 2).double().requires_grad_(False)

@@ -39,7 +39,9 @@ class LowRankLayer(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, out, core, into, weight)
         ctx.rest = (scale, operation, path)
-        return output(x, Bottleneck(out, core, into), weight, bias, scale, operation, path)
+        y = output(x, Bottleneck(out, core, into), weight, bias, scale, operation, path)
+        # autograd forbids what comes next to change a view in place, as a ReLU may; of tokens, a linear layer returns one
+        return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
