@@ -57,6 +57,8 @@ def sweep(
     """
     found = [(run, read_task(run.folder(grid.out))) for run in grid.runs if run.folder(grid.out).is_dir()]
     found = [(run, file) for run, file in found if file.tensors]
+    for run, _ in found:
+        grid.check_classes(run)
     if not found:
         raise TaskFileError(f"{grid.out} has no saved task with deltas")
     if thresholds is None:

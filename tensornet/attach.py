@@ -76,13 +76,14 @@ class Slot:
         self.inside = False
         self.router: Router | None = None
         self.contents: list[Content] = []
-        self.cache: dict[str, Kept] = {}
+        self.cache: dict[str, Any] = {}  # what can be computed again
         self.on_read: Callable[[], None] | None = None
         self.several_tasks_passed = False
 
     def kept(self, name: str, weight: Tensor) -> Tensor:
         """W + ΔW of the task that is set; computed anew where either has changed."""
-        delta, known = self.deltas[name], self.cache.get(name)
+        delta = self.deltas[name]
+        known: Kept | None = self.cache.get(name)
         if known is None or not known.holds(delta, weight):
             known = self.cache[name] = Kept(delta, weight)
         return known.value
@@ -133,7 +134,7 @@ class Attached(nn.Module):
         return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (self._base, _properties(type(self)), isinstance(self, AttachedFrozen)), self.__dict__
+        return _blank, (self._base, _properties(type(self)), isinstance(self, AttachedFrozen)), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
 class AttachedFrozen(Attached):
@@ -143,6 +144,13 @@ class AttachedFrozen(Attached):
         super().train(mode)
         self.training = False  # its own mode only: a dropout inside it follows the network
         return self
+
+    def reset_running_stats(self) -> None:
+        """Refuse what `torch.optim.swa_utils.update_bn` begins with: it would go on with the norms of every task."""
+        raise StateError(
+            f"the running statistics of this {self._base.__name__} are the backbone's, which never changes. For those of a "
+            "task after its weights were averaged: tensornet.training.statistics.reestimate(net, task, inputs)"
+        )
 
 
 def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool = False, head: bool = False) -> None:
@@ -196,6 +204,11 @@ def _effective_weight(name: str) -> property:
 
 def _effective(module: nn.Module, name: str) -> Tensor | None:
     """What a layer reads as its weight: W, or W + ΔW of the task that is set; kept while neither changes."""
+    if name not in module._parameters:
+        raise StateError(
+            f"'{name}' of this {type(module).__name__} is no parameter any more: a parametrization, weight_norm or pruning "
+            "took it away after the backbone was adapted; change the backbone first, then adapt it"
+        )
     weight = module._parameters[name]
     slot: Slot = module.__dict__["_slot"]
     if slot.router is not None and not slot.inside and any(name in content.deltas for content in slot.contents):

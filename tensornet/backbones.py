@@ -101,14 +101,15 @@ def _python(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) ->
     module_name, _, function = rest.partition(":")
     if not module_name or not function:
         raise BackboneError(f"python:{rest}: write python:MODULE:FUNCTION")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
+        if not hasattr(module, function):
+            raise BackboneError(f"python:{rest}: {module_name} has no {function!r}. {near(function, vars(module))}")
+        return getattr(module, function)(**options)  # which may import more from there
     finally:
-        sys.path.remove(str(Path.cwd()))
-    if not hasattr(module, function):
-        raise BackboneError(f"python:{rest}: {module_name} has no {function!r}. {near(function, vars(module))}")
-    return getattr(module, function)(**options)
+        sys.path.remove(here)
 
 
 def _timm(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:

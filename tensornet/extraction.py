@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,13 @@ def extract_task(
         UserWarning: something changed that this task does not hold, such as biases, embeddings without a delta, or norms
             that the config shares. Other weights to which the config gives no delta are left to it.
     """
-    state = dict(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
-    own = net.backbone.state_dict()
+    state = _tensors(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
+    own = _tensors(net.backbone.state_dict())
     inside = f"{net.head_path}." if net.head_path is not None else None
     outside = [key for key in own if inside is None or not key.startswith(inside)]
-    problems = [f"{key}: missing" for key in own if key not in state]
-    problems += [f"{key}: unknown" for key in state if key not in own]
+    wanted = [*outside, *([f"{net.head_path}.weight"] if inside is not None else [])]
+    problems = [f"{key}: missing" for key in wanted if key not in state]
+    problems += [f"{key}: unknown" for key in state if key not in own and (inside is None or not key.startswith(inside))]
     problems += [
         f"{key}: {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
         for key in outside
@@ -60,7 +62,7 @@ def extract_task(
     ]
     if problems:
         raise MismatchError("the tuned network is not of the backbone's architecture", problems, behind_prefix(own, state))
-    for key in own:
+    for key in state:
         if state[key].is_floating_point() and not torch.isfinite(state[key]).all():
             raise NonFiniteError(f"{key} of the tuned network holds NaN or infinity; did its training diverge?")
     task = net.add_task(name, _head(net, state), config)
@@ -72,7 +74,7 @@ def extract_task(
             with torch.no_grad():
                 for factor, value in made.factors().items():
                     module.get_parameter(factor).copy_(value)
-        carried |= {f"{path}.{parameter}" for path, parameter in _left_to_the_config(net, task)}
+        carried |= {f"{path}.{parameter}" for path, parameter in _left_to_the_config(net, task)} - _untied(task, state)
         lost = [key for key in outside if key not in carried and not torch.equal(own[key].cpu(), state[key].cpu())]
         if lost:
             warnings.warn(
@@ -83,6 +85,18 @@ def extract_task(
         net.remove_task(name)
         raise
     return task
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict without the extra states of modules, which may be anything."""
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _untied(task: Task, state: Mapping[str, Tensor]) -> set[str]:
+    """Weights that are one in the backbone, so that one delta serves them, and no longer are in a state dict."""
+    targets = [member.target for plan, _ in task.tensors() for member in plan.fold.members]
+    first = {f"{path}.{name}": f"{t.module}.{t.parameter}" for t in targets for path, name in t.places}
+    return {key for key, other in first.items() if not torch.equal(state[key], state[other])}
 
 
 def _left_to_the_config(net: AdaptedNetwork, task: Task) -> set[tuple[str, str]]:

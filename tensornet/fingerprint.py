@@ -55,9 +55,9 @@ def head_fingerprint(backbone: nn.Module, head: str | None) -> str | None:
     if head is None:
         return None
     digest = hashlib.sha256()
-    for name, tensor in backbone.get_submodule(head).state_dict().items():
+    for name, tensor in tensors(backbone.get_submodule(head), None).items():
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(_bytes(tensor.detach()))
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -66,7 +66,7 @@ def tensors(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
     return {
         name: tensor.detach()
         for name, tensor in backbone.state_dict().items()
-        if head is None or not name.startswith(head + ".")
+        if isinstance(tensor, Tensor) and (head is None or not name.startswith(head + "."))  # no extra states
     }
 
 

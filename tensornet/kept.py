@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tensornet.delta import Delta
+from tensornet.versions import state
 
 
 class _Steps:
@@ -41,7 +41,7 @@ class Kept:
         self._steps = _Steps.taken
         factors = list(delta.decomposition.factors().values())
         self._weight, *self._factors = (tensor.detach() for tensor in (weight, *factors))  # addresses are not used again
-        self._states = [_state(tensor) for tensor in (weight, *factors)]
+        self._states = [state(tensor) for tensor in (weight, *factors)]
         self._bits = [_bits(factor) for factor in self._factors] if weight.device.type == "cpu" else []
         self._values = [bits.clone() for bits in self._bits]
         # some kernels are chosen by whether a weight requires gradients: it does in every grad mode, or in none
@@ -50,11 +50,11 @@ class Kept:
 
     def holds(self, delta: Delta, weight: Tensor) -> bool:
         """Whether nothing has changed."""
-        if delta is not self._delta or self._steps != _Steps.taken or _state(weight) != self._states[0]:
+        if delta is not self._delta or self._steps != _Steps.taken or state(weight) != self._states[0]:
             return False
         factors = delta.decomposition._parameters.values()
         if not self._values:
-            return all(map(operator.eq, map(_state, factors), self._states[1:]))  # type: ignore[arg-type]
+            return all(map(operator.eq, map(state, factors), self._states[1:]))  # type: ignore[arg-type]
         same = all(map(Tensor.is_set_to, factors, self._factors))  # type: ignore[arg-type]
         return same and all(map(torch.equal, self._bits, self._values))
 
@@ -65,7 +65,3 @@ def _bits(tensor: Tensor) -> Tensor:
     if tensor.is_contiguous() and tensor.numel() * size % 8 == 0 and tensor.storage_offset() * size % 8 == 0:
         return tensor.flatten().view(torch.int64)
     return tensor
-
-
-def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return None if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device

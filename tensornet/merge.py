@@ -12,6 +12,8 @@ from tensornet.attach import Attached, detach
 from tensornet.lean import ordinary
 from tensornet.slots import Contents
 
+_HOOKS = [name for name in vars(nn.Module()) if name.startswith(("_forward", "_backward")) and "hooks" in name]
+
 
 def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
     """A copy of an adapted backbone that computes one task: W + ΔW rounded once, its norms, its head.
@@ -40,15 +42,28 @@ def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
     for path, content in contents.items():
         if content.replacement is not None:
             plain = _replaced(plain, path, ordinary(copy.deepcopy(content.replacement)))
-    return plain.requires_grad_(True)
+    for parameter in plain.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return plain
 
 
 def _replaced(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """``root`` with ``module`` at ``path``, and wherever else the layer that was there is registered."""
     if path == "":
+        _hooked(module, root)
         return module
     layer = root.get_submodule(path)
+    _hooked(module, layer)
     for place in [p for p, other in root.named_modules(remove_duplicate=False) if other is layer]:
         parent, _, leaf = place.rpartition(".")
         setattr(root.get_submodule(parent), leaf, module)
     return root
+
+
+def _hooked(module: nn.Module, layer: nn.Module) -> None:
+    """The hooks of ``layer`` go around those of the module that takes its place, as they do in the adapted network."""
+    if module._is_full_backward_hook is None:
+        module._is_full_backward_hook = layer._is_full_backward_hook
+    for name in _HOOKS:
+        own, around = getattr(module, name), getattr(layer, name)
+        setattr(module, name, around | own if "pre" in name else own | around)

@@ -25,7 +25,7 @@ from tensornet.norms import find_norms, own_copy, task_norms
 from tensornet.paths.branch import Way
 from tensornet.plan import plan
 from tensornet.prefix import Prefix, cloned, versions_counted
-from tensornet.slots import Contents, Slots
+from tensornet.slots import NO_CONTENTS, Contents, Slots
 from tensornet.targets import find_head, in_head
 from tensornet.task import Task
 from tensornet.turns import Turns
@@ -72,9 +72,9 @@ class AdaptedNetwork(nn.Module):
         self.plans = plan(backbone, config, self.head_path)
         self._norms = find_norms(backbone, self.head_path)
         task_norms(config, self._norms)
+        self.training = backbone.training  # now: a root that owns buffers is in eval mode once it is attached
         self._slots = Slots(backbone, self._norms, self.head_path, self.plans)
         self.backbone = backbone.requires_grad_(False)
-        self.training = backbone.training
         self._tasks = nn.ModuleDict()
         self._active: str | None = None
         self._path: Way = "auto"
@@ -211,8 +211,8 @@ class AdaptedNetwork(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self._slots.check_places()
-            if self._active is not None and not self._slots.holds_head(self[self._active].head):
-                self.set_task(self._active)  # its head was assigned since
+            if self._slots.contents is not self._contents(self._active):
+                self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
         if tasks is not None:
             return self._rows(row_names(tasks), args, kwargs)
         with self._attention.path():
@@ -313,7 +313,7 @@ class AdaptedNetwork(nn.Module):
         return f"AdaptedNetwork({self.backbone_name}: {listed(self.parameter_counts(), f'{active} is set')})"
 
     def _contents(self, name: str | None) -> Contents:
-        return {} if name is None else self[name].contents()
+        return NO_CONTENTS if name is None else self[name].contents()
 
     def _heads(self) -> list[nn.Module | None]:
         return [self[name].head for name in self.tasks]

@@ -22,7 +22,7 @@ _KINDS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def find_norms(backbone: nn.Module, head: str | None) -> list[str]:
     """Paths of the normalisation layers outside the head that have something to own: affine or running statistics.
 
-    A layer of another library counts where its class is called a norm and it holds parameters itself.
+    A layer of another library counts where its class is called a norm and it holds vectors of parameters itself.
     """
     found = []
     for path, module in backbone.named_modules():
@@ -81,4 +81,5 @@ def _is_norm(module: nn.Module) -> bool:
         return True
     called_one = "Norm" in type(module).__name__ and not isinstance(module, nn.Linear | nn.Embedding | _ConvNd)
     inside = [child for child in module.children() if next(child.parameters(), None) is not None]
-    return called_one and bool(module._parameters) and not inside
+    vectors = all(sum(n > 1 for n in p.shape) <= 1 for p in module._parameters.values() if p is not None)
+    return called_one and bool(module._parameters) and vectors and not inside

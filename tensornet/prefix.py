@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tensornet.attach import Attached
+
+_KNOWN = (Tensor, NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+class _Seen:
+    """Inputs or an output of a call, as they are now: tensors with their versions, and the containers around them."""
+
+    def __init__(self, tree: Any) -> None:
+        self.leaves, self.spec = tree_flatten(tree)
+        self.versions = _versions(self.leaves)
+
+    def told(self) -> bool:
+        """Whether every change of them would be seen: nothing here is an object that says nothing of its changes."""
+        return all(isinstance(leaf, _KNOWN) for leaf in self.leaves)
+
+    def unchanged(self) -> bool:
+        """Whether no tensor was changed in place."""
+        return _versions(self.leaves) == self.versions
+
+    def still(self, tree: Any) -> bool:
+        """Whether this is what ``tree`` holds, with nothing changed in place."""
+        leaves, spec = tree_flatten(tree)
+        same = spec == self.spec and all(a is b for a, b in zip(leaves, self.leaves, strict=True))
+        return same and self.unchanged()
 
 
 class _Call:
@@ -19,23 +46,28 @@ class _Call:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.end = -1
-        self.output: Any = None
-        self.versions: list[int] = []
+        self.seen: _Seen | None = None
 
     def finish(self, output: Any, end: int) -> None:
-        self.output, self.end = output, end
-        self.versions = _versions(output)
+        self.seen, self.end = _Seen(output), end
 
     def usable(self) -> bool:
         """Finished before the tasks parted, and not changed in place since."""
-        return self.end >= 0 and _versions(self.output) == self.versions
+        return self.seen is not None and self.seen.told() and self.seen.unchanged()
+
+    def output(self) -> Any:
+        """In containers of its own, which the network may change."""
+        assert self.seen is not None
+        return tree_unflatten(self.seen.leaves, self.seen.spec)
 
 
 class Prefix:
     """Runs a network several times; calls of modules before the first that ``differs`` are computed in the first run only.
 
     The calls are recorded in order. A later run makes the same calls up to that point, and gets their outputs back; an
-    output that was changed in place meanwhile is computed afresh. Operations that are no modules are always computed.
+    output that was changed in place meanwhile is computed afresh, and so is a call that changed its inputs, or that was
+    given or gave an object of which nobody knows what it holds, such as a cache. Operations that are no modules are always
+    computed. Calls of other threads are let through.
 
     Args:
         network: the modules under it take part.
@@ -49,6 +81,7 @@ class Prefix:
         self._tape: list[_Call] = []
         self._cursor = 0
         self._recording = True
+        self._thread = threading.get_ident()
 
     @contextmanager
     def run(self) -> Iterator[None]:
@@ -72,11 +105,13 @@ class Prefix:
 
     def _part(self) -> None:
         """The tasks part here: a layer that differs is called, or its weight is read from outside."""
-        if self._recording:
+        if self._recording and threading.get_ident() == self._thread:
             self._recording, self._cursor = False, len(self._tape)
 
     def _remembered(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return forward(*args, **kwargs)
             if self._recording:
                 return self._record(module, forward, args, kwargs)
             known = self._tape[self._cursor] if self._cursor < len(self._tape) else None
@@ -84,7 +119,7 @@ class Prefix:
                 self._cursor = len(self._tape)  # past the shared part
             elif known.usable():
                 self._cursor = known.end
-                return known.output
+                return known.output()
             else:
                 self._cursor += 1
             return forward(*args, **kwargs)
@@ -95,21 +130,21 @@ class Prefix:
         if id(module) in self._differs:
             self._part()
             return forward(*args, **kwargs)
-        call = _Call(module)
+        call, given = _Call(module), _Seen((args, kwargs))
         self._tape.append(call)
         output = forward(*args, **kwargs)
-        if self._recording:
+        if self._recording and given.told() and given.still((args, kwargs)):
             call.finish(output, len(self._tape))
         return output
 
 
-def _versions(output: Any) -> list[int]:
-    return [leaf._version for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+def _versions(leaves: list[Any]) -> list[int]:
+    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def cloned(inputs: Any) -> Any:
-    """The same inputs, every tensor a copy."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    """The same inputs, every tensor and every object with a state a copy."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf), inputs)
 
 
 @contextmanager

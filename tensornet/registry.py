@@ -23,14 +23,14 @@ class Registry(Generic[T]):
         """Decorator that stores an object under ``name``.
 
         Raises:
-            NameTakenError: the name is taken by another object, or is not an identifier.
+            NameTakenError: the name is taken by an object that was defined elsewhere, or is not an identifier.
         """
         if not name.isidentifier() or name == "none":
             raise NameTakenError(f"a {self.kind} cannot be called {name!r}: use letters, digits and '_', not 'none'")
 
         def store(item: T) -> T:
             taken = self._items.get(name)
-            if taken is not None and taken is not item:
+            if taken is not None and _source(taken) != _source(item):
                 raise NameTakenError(f"the {self.kind} {name!r} is {taken!r} already; register {item!r} otherwise")
             self._items[name] = item
             return item
@@ -54,6 +54,11 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """Every name that ``get`` would answer, sorted."""
         return sorted({*self._items, *(point.name for point in entry_points(group=self.group))})
+
+
+def _source(item: Any) -> Any:
+    """Where a class or function was defined: a cell that is run again, or a reloaded module, makes a new one there."""
+    return (item.__module__, item.__qualname__) if hasattr(item, "__qualname__") else id(item)
 
 
 DECOMPOSITIONS: Registry[Any] = Registry("decomposition", "tensornet.decompositions")

@@ -17,6 +17,9 @@ from tensornet.plan import TensorPlan
 Contents = Mapping[str, Content]
 """What a task puts into the slots, by module path."""
 
+NO_CONTENTS: Contents = {}
+"""Of the untouched backbone."""
+
 _NOTHING = Content()
 
 
@@ -38,6 +41,7 @@ class Slots:
         check_finite(backbone, plans)
         self.backbone = backbone
         self.head = head
+        self.contents = NO_CONTENTS
         self.modules: dict[str, Attached] = {}
         self._admitted: set[tuple[str, str]] = set()
         self._tree: dict[str, tuple[nn.Module, str, nn.Module]] = {}
@@ -87,10 +91,6 @@ class Slots:
                     "what is there now; change the backbone first, then adapt it"
                 )
 
-    def holds_head(self, head: nn.Module | None) -> bool:
-        """Whether ``head`` is what takes the place of the backbone's."""
-        return self.head is None or self.modules[self.head]._slot.replacement is head
-
     def keep_scripted_in_eval(self) -> None:
         """Scripted modules cannot be attached: whoever sets the mode of the backbone has to leave theirs."""
         for module in self.backbone.modules():
@@ -119,6 +119,7 @@ class Slots:
 
     def fill(self, contents: Contents, way: Way) -> None:
         """Put ``contents`` into the slots, deltas to be computed in this ``way``; slots without any are emptied."""
+        self.contents = contents
         for path, module in self.modules.items():
             slot, content = module._slot, contents.get(path, _NOTHING)
             slot.several_tasks_passed = False

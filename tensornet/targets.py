@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -137,19 +138,22 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
     """The targets of a config, each with its choice of decomposition, in network order.
 
     Raises:
-        TargetError: a pattern matches nothing, nothing is left, or an embedding renormalises its weight.
+        TargetError: a pattern matches nothing, nothing is left, a weight is complex, or an embedding renormalises its own.
     """
     every = candidates(backbone)
-    by_path = {name: target for target in every for name in target.names}
+    computed = _computed(backbone, head)
+    known = [*(name for target in every for name in target.names), *computed]
     if config.decomposition == NONE and not config.per_layer:
         return []
     if config.targets is None:
         chosen = [t for t in every if not _is_embedding(backbone, t) and not in_head(t, head)]
     else:
-        check_patterns("targets", config.targets, by_path)
+        check_patterns("targets", config.targets, known)
         chosen = [t for t in every if any(matches(config.targets, name) for name in t.names)]
-    check_patterns("exclude", config.exclude, by_path)
+        computed = [path for path in computed if matches(config.targets, path)]
+    check_patterns("exclude", config.exclude, known)
     chosen = [t for t in chosen if not any(matches(config.exclude, name) for name in t.names)] if config.exclude else chosen
+    missed = [path for path in computed if not (config.exclude and matches(config.exclude, path))]
     paths = [name for target in chosen for name in target.names]
     for pattern in config.per_layer:
         check_patterns("layers", pattern, paths)
@@ -161,7 +165,15 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
                 choice = given.over(config.choice)
         if choice.decomposition != NONE:
             selected.append((target, choice))
-            _refuse_renormalised(backbone, target)
+            _refuse(backbone, target)
+    if missed:
+        why = (
+            f"{', '.join(missed[:8])}: no delta can be added, as the weight is computed from other parameters "
+            "(by weight_norm, spectral_norm, a parametrization or pruning)"
+        )
+        if not chosen:
+            raise TargetError(f"nothing to adapt: {why}; make it a plain weight first")
+        warnings.warn(f"{why}; make it a plain weight first, or exclude it", stacklevel=2)
     if not chosen:
         hint = f" Its only linear layer {head!r} was taken as the head: pass head='none' to adapt it." if head else ""
         raise TargetError(f"nothing to adapt: the backbone has no convolution or linear layer left as a target.{hint}")
@@ -187,9 +199,18 @@ def _is_embedding(backbone: nn.Module, target: Target) -> bool:
     return all(isinstance(backbone.get_submodule(path), nn.Embedding) for path, _ in target.places)
 
 
-def _refuse_renormalised(backbone: nn.Module, target: Target) -> None:
-    for path, _ in target.places:
+def _computed(backbone: nn.Module, head: str | None) -> list[str]:
+    """Convolutions and linear layers outside the head without a weight of their own: it is computed from others."""
+    layers = [(path, m) for path, m in backbone.named_modules() if isinstance(m, _ConvNd | nn.Linear) and path != head]
+    return [path for path, module in layers if module._parameters.get("weight") is None]
+
+
+def _refuse(backbone: nn.Module, target: Target) -> None:
+    for path, name in target.places:
         module = backbone.get_submodule(path)
+        weight = module._parameters[name]
+        if weight is not None and weight.is_complex():
+            raise TargetError(f"{target.name}: its numbers are complex, and those of a delta are real; exclude it")
         if isinstance(module, nn.Embedding) and module.max_norm is not None:
             raise TargetError(
                 f"{path}: an embedding with max_norm={module.max_norm} rewrites its own weight in every forward, so it "

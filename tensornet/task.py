@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class Task(nn.Module):
         self.norms = nn.ModuleDict({to_key(path): norm for path, norm in norms.items()})
         self.head = head
         self.head_path = head_path
+        self._parts: list[nn.Module | None] = []
+        self._contents: dict[str, Content] | None = None
 
     def tensors(self) -> Iterator[tuple[TensorPlan, Decomposition]]:
         """Every decomposed tensor, in network order."""
@@ -92,13 +94,13 @@ class Task(nn.Module):
         return counts | {"total": sum(counts.values())}
 
     def contents(self) -> dict[str, Content]:
-        """What the task puts into the slots of the backbone, by module path."""
-        if self.head is None or self.head_path is None:
-            return self._fixed_contents
-        return self._fixed_contents | {self.head_path: Content(replacement=self.head)}
+        """What the task puts into the slots of the backbone, by module path; the same object while its modules are."""
+        parts = [*self.deltas.values(), *self.norms.values(), self.head]
+        if self._contents is None or len(parts) != len(self._parts) or not all(map(operator.is_, parts, self._parts)):
+            self._parts, self._contents = parts, self._made()
+        return self._contents
 
-    @cached_property
-    def _fixed_contents(self) -> dict[str, Content]:
+    def _made(self) -> dict[str, Content]:
         contents: dict[str, Content] = {}
         for plan, module in self.tensors():
             for member in plan.fold.members:
@@ -107,6 +109,8 @@ class Task(nn.Module):
                     contents.setdefault(path, Content()).deltas[parameter] = delta
         for path, norm in self.own_norms().items():
             contents.setdefault(path, Content()).replacement = norm
+        if self.head is not None and self.head_path is not None:
+            contents[self.head_path] = Content(replacement=self.head)
         return contents
 
     def __repr__(self) -> str:

@@ -147,6 +147,20 @@ def test_a_compiled_graph_never_reads_a_stale_weight(edit):
 
 
 @torch.no_grad()
+def test_a_compiled_call_with_other_factors_computes_with_those():
+    net, x = adapted(), torch.randn(4, 3, 8, 8)
+    other = {key: value + 0.1 for key, value in net.state_dict().items() if "deltas" in key}
+
+    def call(factors, x):
+        return torch.func.functional_call(net, factors, (x,))
+
+    compiled = torch.compile(call, backend="aot_eager")
+    compiled({}, x)
+    torch.testing.assert_close(compiled(other, x), call(other, x))
+    torch.testing.assert_close(compiled({}, x), net(x))
+
+
+@torch.no_grad()
 def test_a_copy_is_compiled_with_its_own_weights():
     net, x = adapted(), torch.randn(4, 3, 8, 8)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)

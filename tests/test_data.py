@@ -140,6 +140,59 @@ def test_hidden_folders_and_files_are_no_data(tmp_path):
     assert len(train.images) == 6
 
 
+def test_every_image_of_a_class_is_read(tmp_path):
+    folder = image_folder(tmp_path / "set", train=3, test=2)
+    for suffix in ("gif", "pgm", "jfif"):
+        picture(0, 7).convert("L").save(folder / f"train/ant/more.{suffix}", {"jfif": "JPEG"}.get(suffix))
+    shutil.move(folder / "train/ant/0.png", tmp_path / "elsewhere.png")
+    (tmp_path / "linked").mkdir()
+    shutil.move(tmp_path / "elsewhere.png", tmp_path / "linked/0.png")
+    (folder / "train/ant/linked").symlink_to(tmp_path / "linked")
+    train, _ = read_domain(folder)
+    assert sorted(path.name for path in train.images[:6]) == ["0.png", "1.png", "2.png", "more.gif", "more.jfif", "more.pgm"]
+    assert Images(train, 12)[0][0].shape == (3, 12, 12)
+
+
+def test_a_class_without_an_image_to_learn_from(tmp_path):
+    folder = parquet(tmp_path / "set")
+    rows = datasets_rows(folder / "train.parquet")
+    rows.filter(lambda row: row["label"] == 0).to_parquet(folder / "train.parquet")
+    with pytest.raises(DataError, match="test has images of classes of which train has none: bee"):
+        read_domain(folder)
+
+
+def datasets_rows(path):
+    import datasets
+
+    return datasets.Dataset.from_parquet(str(path), cache_dir=str(path.parent / "cache"))
+
+
+def test_images_are_turned_as_their_camera_says(tmp_path):
+    upright = Image.fromarray(np.repeat(np.arange(0, 240, 20, dtype=np.uint8)[:, None], 12, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90° to the right
+    upright.rotate(90).save(tmp_path / "turned.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    images = Images(Split("here", [tmp_path / "turned.png", tmp_path / "upright.png"], [0, 1], ("a", "b")), 12)
+    assert torch.equal(images[0][0], images[1][0])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode, tmp_path):
+    drawn = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    drawn.paste((0, 0, 0, 255), (0, 0, 8, 4))
+    if mode == "P":
+        palette = Image.new("P", (8, 8), 1)
+        palette.putpalette([0, 0, 0, 0, 0, 0])
+        palette.paste(0, (0, 0, 8, 4))
+        palette.save(tmp_path / "icon.png", transparency=1)
+    else:
+        drawn.convert(mode).save(tmp_path / "icon.png")
+    pixels, _ = Images(Split("here", [tmp_path / "icon.png"], [0], ("a",)), 8)[0]
+    assert not pixels[:, :4].any()
+    assert (pixels[:, 4:] == 255).all()
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
 def test_sixteen_bits_are_scaled_not_cut_down_to_white(mode, tmp_path):
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17

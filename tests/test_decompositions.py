@@ -179,6 +179,8 @@ def test_names_cannot_clash():
     with pytest.raises(NameTakenError, match="already"):
         tn.register("cp")(TT)
     assert DECOMPOSITIONS.get("cp") is CP
+    again = [tn.register("again")(type("Again", (CP,), {})) for _ in range(2)]  # a cell of a notebook that is run twice
+    assert DECOMPOSITIONS.get("again") is again[1]
     with pytest.raises(NameTakenError):
         tn.register("none")
 

@@ -1,6 +1,7 @@
 """What is in a folder of results: which runs count as done, and what several recipes leave there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,44 @@ def test_a_result_of_other_weights_is_not_taken_for_one_of_these(train, data, tm
     state = load_backbone("hub:hub:tiny", root=data).state_dict()
     save_file({name: 2 * tensor for name, tensor in state.items()}, data / "tiny.safetensors")
     assert "made with other weights" in refused(*args)
+
+
+def test_data_of_other_classes_is_no_test_of_what_was_trained(train, data, tmp_path):
+    ran(*train())
+    for split in ("train", "test"):
+        (data / "folders" / split / "ant").rename(data / "folders" / split / "wasp")
+    for verb in (("evaluate", tmp_path / "out"), ("prune", "--sweep", tmp_path / "out", "--threshold", 0)):
+        told = refused(*verb, "--data", data)
+        assert "folders seed 0: it was trained on the classes ant, bee, in this order; the data has bee, wasp" in told
+
+
+def test_a_run_that_diverges_does_not_keep_the_others_from_theirs(train, tmp_path):
+    added = "\n[variants.wild]\ntrain = { lr = 1e35, epochs = 3 }\n[variants.calm]\n"
+    assert "wild folders" in refused(*train(added=added), "--task", "folders")
+    assert rows(tmp_path / "out") == [("calm", "folders", 0)]
+
+
+def test_tasks_that_were_not_trained_need_no_data(train, data, tmp_path):
+    ran(*train(), "--task", "folders")
+    shutil.rmtree(data / "parquet")
+    assert len(json.loads(ran("evaluate", tmp_path / "out", "--data", data, "--json"))) == 1
+    assert "folders" in ran("prune", "--sweep", tmp_path / "out", "--data", data, "--threshold", 0)
+
+
+def test_a_taught_run_can_be_swept(train, data, tmp_path):
+    ran(*train(), "--task", "folders", "--set", "train.start=teacher")
+    assert "folders" in ran("prune", "--sweep", tmp_path / "out", "--data", data, "--threshold", 0)
+
+
+@pytest.mark.parametrize("seed", [123456789, 2**32 - 1])
+def test_any_seed_of_32_bits(seed, train, tmp_path):
+    ran(*train(), "--task", "folders", "--set", f"train.seeds=[{seed}]")
+    assert [row[2] for row in rows(tmp_path / "out")] == [seed]
+    assert "less than 4294967296" in refused(*train(), "--set", f"train.seeds=[{2**32}]")
+
+
+def test_a_share_to_hold_out_that_leaves_nothing_is_known_before(train):
+    assert "holding out 0.99 leaves no image" in refused(*train(), "--set", "train.holdout=0.99", "--check")
 
 
 def test_rows_of_before_there_were_hashes_count(train, tmp_path):

@@ -412,6 +412,36 @@ class Attentive(nn.Module):
         return self.fc(self.down(self.attn(query=x, key=x, value=x)[0]).mean(1))
 
 
+@pytest.mark.parametrize("width", [8, 6])
+def test_projections_of_attention_are_weighed_by_what_each_sees(width):
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.kv = nn.Linear(8, 8), nn.Linear(8, width)
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=True, kdim=width, vdim=width)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x):
+            memory = 100 * self.kv(x)
+            return self.fc(self.attn(self.q(x), memory, value=memory)[0].mean(1))
+
+    network, x = Cross().eval(), torch.randn(16, 5, 8)
+    tuned = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    own = [change for change in changes(network, tuned) if change.target.module == "attn"]
+    seen = calibrate(network, x, own)
+    q, memory = network.q(x).flatten(0, 1), 100 * network.kv(x).flatten(0, 1)
+    moments = {"q_proj_weight": q.T @ q, "k_proj_weight": memory.T @ memory, "v_proj_weight": memory.T @ memory}
+    if width == 8:
+        moments["in_proj_weight"] = (q.T @ q + 2 * memory.T @ memory) / 3
+    for change in own:
+        if change.target.parameter in moments:
+            found = seen[change.target.name]
+            torch.testing.assert_close(found.moment[0] / found.applied, moments[change.target.parameter].detach() / len(q))
+
+
 def test_attention_can_be_planned_calibrated_extracted_and_pruned(tmp_path):
     base, tuned = pair(Attentive)
     x = torch.randn(6, 5, 4)

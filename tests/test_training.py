@@ -205,6 +205,22 @@ def test_the_average_is_that_of_the_last_steps(net, images, monkeypatch):
     assert not torch.allclose(net["a"].head.weight, seen[-1], atol=1e-6)
 
 
+def test_an_average_has_statistics_of_its_own(net, images):
+    train_task(net, "a", *images, settings(average=0.5, batch_size=48), IMAGE, 0, progress=False)
+    train_task(net, "b", *images, settings(average=0.5, batch_size=48, statistics="anew"), IMAGE, 0, progress=False)
+    for own, anew in zip(net["a"].own_norms().values(), net["b"].own_norms().values(), strict=True):
+        torch.testing.assert_close(own.running_mean, anew.running_mean)
+
+
+def test_an_interrupt_while_scoring_is_one(net, images, monkeypatch):
+    def stopped(*args):
+        raise SystemExit(1)
+
+    monkeypatch.setattr(fit.Classifier, "test_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_task(net, "a", *images, settings(), IMAGE, 0, progress=False)
+
+
 @pytest.mark.parametrize("when", ["in the last epoch", "after it"])
 def test_a_run_that_was_stopped_ends_as_it_would_have(when, data_root, images, tmp_path, monkeypatch):
     step = fit.Classifier.training_step

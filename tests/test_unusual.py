@@ -6,6 +6,7 @@ import gc
 import io
 import pickle
 import sys
+import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,7 @@ def test_the_probe_leaves_nothing_behind():
         lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:0. no delta can be added")
 def test_buffers_never_move(backbone):
     net = tn.adapt(backbone(), tn.AdaptConfig(rank=1, head="1" if len(list(backbone())) == 2 else None))
     net.add_task("a")
@@ -199,6 +201,79 @@ def test_prefixes_and_inputs_that_are_edited_in_place(mode):
         check_forward_tasks(net, torch.randn(2, 3, 8, 8))
 
 
+class Notes:
+    """An object of which nobody knows what it holds."""
+
+    def __init__(self):
+        self.values = []
+
+
+@pytest.mark.parametrize("kind", ["dict", "object", "inputs"])
+def test_prefixes_that_are_told_in_containers_which_the_network_edits(kind):
+    class Stem(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Linear(6, 8)
+
+        def forward(self, x, notes=None):
+            y = torch.tanh(self.c(x["x"] if kind == "inputs" else x))
+            if kind == "dict":
+                return {"x": y}
+            if kind == "object":
+                notes.values.append(y)
+            else:
+                x["x"] = y
+            return None
+
+    def call(self, x, notes=None):
+        if kind == "dict":
+            d = self.stem(x)
+            d["x"] = torch.tanh(self.mid(d["x"]))
+            return self.fc(d["x"])
+        if kind == "object":
+            self.stem(x, notes)
+            return self.fc(torch.tanh(self.mid(notes.values.pop())))
+        d = {"x": x}
+        self.stem(d)
+        return self.fc(torch.tanh(self.mid(d["x"])))
+
+    net = adapted(net_of(stem=Stem(), mid=nn.Linear(8, 8), fc=nn.Linear(8, 5), call=call), targets=["mid"])
+    x = torch.randn(2, 6)
+    given = {"notes": Notes()} if kind == "object" else {}
+    outputs = net.forward_tasks(x, ["a", "b"], **given)
+    for name, y in outputs.items():
+        with net.task(name):
+            torch.testing.assert_close(y, net(x, **given))
+
+
+def test_a_relu_in_place_whose_output_is_not_used_is_no_prefix():
+    def call(self, x):
+        x = self.a(x)
+        self.relu(x)
+        return self.fc(self.b(x))
+
+    parts = {"a": nn.Linear(6, 8), "relu": nn.ReLU(inplace=True), "b": nn.Linear(8, 8), "fc": nn.Linear(8, 5)}
+    check_forward_tasks(adapted(net_of(**parts, call=call), targets=["b"]), torch.randn(4, 6))
+
+
+def test_a_call_of_another_thread_takes_no_part_in_forward_tasks():
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 5)), targets=["2"])
+    mine, other = torch.randn(2, 6), torch.randn(2, 6)
+    alone = {name: net.merged(name).eval() for name in "ab"}
+    with ThreadPoolExecutor(1) as thread:
+        answers = []
+
+        def meanwhile(module, inputs):
+            if threading.current_thread() is threading.main_thread():  # in both runs, after the shared layer
+                answers.append(thread.submit(net, other).result())
+
+        net.backbone[2].register_forward_pre_hook(meanwhile)
+        outputs = net.forward_tasks(mine, ["a", "b"])
+    for name, answer in zip("ab", answers, strict=True):
+        torch.testing.assert_close(outputs[name], alone[name](mine))
+        torch.testing.assert_close(answer, alone[name](other))
+
+
 def test_attention_whose_output_projection_alone_is_adapted():
     parts = {"attn": nn.MultiheadAttention(8, 2, batch_first=True), "fc": nn.Linear(8, 5)}
     net = adapted(net_of(**parts, call=lambda s, x: s.fc(s.attn(x, x, x)[0].mean(1))), targets=["out_proj"])
@@ -219,7 +294,16 @@ def test_blocks_that_are_called_norms_are_not_norms():
     class NormLinear(nn.Linear):
         pass
 
-    net = tn.adapt(nn.Sequential(NormLinear(6, 8), PreNormBlock(), nn.Linear(8, 3)).eval(), tn.AdaptConfig(rank=1))
+    class NormedLinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            return F.linear(F.normalize(x), F.normalize(self.weight))
+
+    layers = (NormLinear(6, 8), PreNormBlock(), NormedLinear(), nn.Linear(8, 3))
+    net = tn.adapt(nn.Sequential(*layers).eval(), tn.AdaptConfig(rank=1))
     assert set(net.add_task("a").own_norms()) == {"1.norm"}
     x = torch.randn(3, 6)
     y = net(x)
@@ -419,6 +503,115 @@ def test_layers_that_are_replaced_after_adapting_are_noticed():
     net.backbone[1] = nn.Sequential(nn.BatchNorm2d(4))  # above a layer that tasks reach for
     with pytest.raises(StateError, match="1: this Sequential was replaced"):
         net(x)
+
+
+@pytest.mark.parametrize("set_before", [True, False])
+def test_modules_of_a_task_that_are_replaced_are_those_that_count(set_before, tmp_path):
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
+    x = torch.randn(3, 6)
+    if set_before:
+        net.set_task("a")
+        net(x)
+    norm = net["a"].norms["1"] = copy.deepcopy(net["a"].norms["1"])
+    delta = net["a"].deltas["0"] = copy.deepcopy(net["a"].deltas["0"])
+    with torch.no_grad():
+        norm.bias.add_(1)
+        delta.factor_0.mul_(2)
+    net.set_task("a") if not set_before else None
+    y = net(x)
+    y.sum().backward()
+    assert norm.weight.grad is not None
+    assert delta.factor_0.grad is not None
+    net.save_task("a", tmp_path / "a")
+    net.load_task(tmp_path / "a", "again")
+    net.set_task("again")
+    torch.testing.assert_close(net.eval()(x), y)
+
+
+def test_averages_of_weights_leave_the_backbone_as_it_is():
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    before = {key: value.clone() for key, value in averaged.module.state_dict().items()}
+    with pytest.raises(StateError, match=r"reestimate\(net, task, inputs\)"):
+        torch.optim.swa_utils.update_bn([torch.randn(4, 6)], averaged)
+    assert all(torch.equal(value, before[key]) for key, value in averaged.module.state_dict().items())
+
+
+def test_a_buffer_at_the_root_leaves_a_new_network_in_train_mode():
+    backbone = net_of(f=nn.Linear(6, 8), norm=nn.BatchNorm1d(8), fc=nn.Linear(8, 5), call=lambda s, x: s.fc(s.norm(s.f(x))))
+    backbone.register_buffer("mean", torch.zeros(6))
+    net = tn.adapt(backbone.train())
+    task = net.add_task("a")
+    assert net.training
+    assert task.norms["norm"].training
+
+
+def test_hooks_around_norms_and_heads_are_those_of_a_merged_copy():
+    backbone, seen = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)), []
+    backbone[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    backbone[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    net, x = adapted(backbone), torch.randn(3, 6)
+    net.set_task("a")
+    torch.testing.assert_close(net.merged("a").eval()(x), net(x))
+    assert len(seen) == 2
+
+
+def test_layers_with_a_lock_are_copied_as_they_ask_for():
+    class Locked(nn.Linear):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.lock = threading.Lock()
+
+        def __getstate__(self):
+            return {key: value for key, value in self.__dict__.items() if key != "lock"}
+
+    net = adapted(nn.Sequential(Locked(6, 8), nn.Linear(8, 5)))
+    net.set_task("a")
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(copy.deepcopy(net)(x), net(x))
+    torch.testing.assert_close(net.merged("a").eval()(x), net(x))
+
+
+def test_weights_that_are_computed_from_others_are_told():
+    def backbone():
+        return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.Linear(6, 8), nn.Linear(8, 5))
+
+    with pytest.warns(UserWarning, match="^0: no delta can be added"):
+        net = tn.adapt(backbone())
+    assert [p.fold.name for p in net.plans] == ["1"]
+    with pytest.raises(TargetError, match="nothing to adapt: 0: no delta can be added"):
+        tn.adapt(backbone(), tn.AdaptConfig(targets=["0"]))
+    net = tn.adapt(backbone(), tn.AdaptConfig(exclude=["0"]))
+    net.add_task("a")
+    net.set_task("a")
+    with pytest.raises(StateError, match="'weight' of this ParametrizedLinear is no parameter any more"):
+        nn.utils.parametrizations.weight_norm(net.backbone[1])
+
+
+def test_complex_weights_are_refused():
+    with pytest.raises(TargetError, match="0: its numbers are complex"):
+        tn.adapt(nn.Sequential(nn.Linear(4, 4, dtype=torch.cfloat), nn.Linear(4, 2)))
+
+
+def test_states_that_are_no_tensors_and_parameters_that_are_no_real_numbers(tmp_path):
+    class Extra(nn.Linear):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.order = nn.Parameter(torch.arange(sizes[1]), requires_grad=False)
+
+        def get_extra_state(self):
+            return {"amax": 1.0}
+
+        def set_extra_state(self, state):
+            pass
+
+    backbone = nn.Sequential(Extra(6, 8), nn.Linear(8, 5))
+    tuned = copy.deepcopy(backbone)
+    net = adapted(backbone)
+    net.save_task("a", tmp_path / "a")
+    net.load_task(tmp_path / "a", "again")
+    tn.extract_task(net, "tuned", tuned)
+    assert net.merged("a")[0].weight.requires_grad
 
 
 def test_a_head_that_is_assigned_while_its_task_is_set():

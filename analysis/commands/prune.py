@@ -149,16 +149,16 @@ def _sweep(
     from tensornet.atomic import write_file
     from tensornet.errors import ConfigError
     from tensornet.training.grid import Grid
-    from tensornet.training.recorded import recorded_recipes
+    from tensornet.training.recorded import recorded_recipes, trained_tasks
 
     a_figure(out)
     console = Console(stderr=True)
     recorded = recorded_recipes(run)
-    recipes = {name: recipe for name, recipe in recorded.items() if recipe.train.method == "adapt"}
-    whole = [name for name in variant if name in recorded and name not in recipes]
+    adapted = [name for name, recipe in recorded.items() if recipe.train.method == "adapt"]
+    whole = [name for name in variant if name in recorded and name not in adapted]
     if whole:
         raise ConfigError(f"variant {whole[0]!r} trained whole networks, which have no deltas to remove")
-    grid = Grid(recipes, data, run, (), variant)
+    grid = Grid(recorded, data, run, trained_tasks(recorded, run), variant or adapted)
     say = lambda text: console.print(text, markup=False, highlight=False)
     table = sweep(grid, thresholds or None, kind, reestimate=reestimate, before=say)
     if csv is not None:

@@ -20,6 +20,9 @@ LARGEST = 4608
 """Inputs of one output value above which correlations between kernel positions are left out: 512 channels of 3×3."""
 
 
+_PROJECTED = {"q_proj_weight": "query", "k_proj_weight": "key", "v_proj_weight": "value"}
+
+
 @dataclass
 class Seen:
     """What one layer saw.
@@ -63,7 +66,7 @@ def calibrate(network: nn.Module, inputs: Tensor | Iterable[Any], changes: Seque
         changes: whose layers to watch.
 
     A weight that is used without its layer being called, such as the output projection of `nn.MultiheadAttention`, counts
-    as one whose inputs are alike in all directions.
+    as one whose inputs are alike in all directions. One weight of three projections counts as seeing what all three see.
 
     Raises:
         NonFiniteError: a layer saw NaN or infinity.
@@ -114,8 +117,10 @@ class _Watch:
         self.found = found
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        x = next(given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)).detach()
+        x = _input(layer, self.change.target.parameter, args, kwargs).detach()
         y = output[0] if isinstance(output, tuple) else output
+        if self.change.target.parameter in ("k_proj_weight", "v_proj_weight"):
+            y = x  # keys have places of their own
         spatial = isinstance(layer, _ConvNd)
         applied = y.numel() // y.shape[1 if spatial else -1]
         moment = _moment(layer, x, self.change, applied)
@@ -123,6 +128,17 @@ class _Watch:
         seen.moment += moment
         seen.applied += applied
         seen.entered += x.numel() // x.shape[1] if spatial else applied
+
+
+def _input(layer: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What is multiplied by a weight; by one weight of three projections, all that they see."""
+    if not isinstance(layer, nn.MultiheadAttention):
+        return next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    named: dict[str, Tensor] = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    if parameter != "in_proj_weight":
+        return named[_PROJECTED[parameter]]
+    query, key, value = (named[name] for name in _PROJECTED.values())
+    return query if query is key is value else torch.cat([x.reshape(-1, x.shape[-1]) for x in (query, key, value)])
 
 
 def _moment(layer: nn.Module, x: Tensor, change: Change, applied: int) -> Tensor:
@@ -141,6 +157,6 @@ def _moment(layer: nn.Module, x: Tensor, change: Change, applied: int) -> Tensor
         return torch.stack([torch.kron(m, kernel) for m in rows @ rows.transpose(1, 2) * share])
     if isinstance(layer, nn.Linear | nn.MultiheadAttention):
         rows = x.reshape(-1, x.shape[-1]).float()
-        return (rows.T @ rows)[None]
+        return (rows.T @ rows)[None] * (applied / max(len(rows), 1))
     square = float(x.float().square().mean()) if x.is_floating_point() else 1 / modes["out"]
     return (torch.eye(width, device=x.device) * square * applied)[None]

@@ -76,7 +76,9 @@ class Setting:
         head_only = self._recipe.model_copy(update={"adapt": {"decomposition": NONE, "norms": "shared", "head": self.head}})
         net, image = self._grid.network(head_only), self._recipe.input
         train, test = self._grid.images(self._run)
-        settings = self._recipe.train.model_copy(update={"epochs": HEAD_EPOCHS, "method": "adapt"})
+        settings = self._recipe.train.model_copy(
+            update={"epochs": HEAD_EPOCHS, "method": "adapt", "start": "random", "distill": None}
+        )
         train_task(net, "head", train, test, settings, image, self._run.seed, progress=False)
         return gradients(net.merged("head"), self._batches(), head=net.head_path)
 

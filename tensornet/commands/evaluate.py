@@ -27,9 +27,10 @@ def evaluate(
     from tensornet.network import AdaptedNetwork
     from tensornet.training import fit
     from tensornet.training.grid import Grid
-    from tensornet.training.recorded import recorded_recipes
+    from tensornet.training.recorded import recorded_recipes, trained_tasks
 
-    grid = Grid(recorded_recipes(run), data, run, task)
+    recipes = recorded_recipes(run)
+    grid = Grid(recipes, data, run, task or trained_tasks(recipes, run))
     networks: dict[str, AdaptedNetwork] = {}
     net: nn.Module
     rows: list[dict[str, Any]] = []
@@ -37,6 +38,7 @@ def evaluate(
         written = one.network(run)
         if not written.exists():
             continue
+        grid.check_classes(one)
         if written.is_dir():
             if one.variant not in networks:
                 networks[one.variant] = grid.network(one.recipe)
@@ -54,7 +56,7 @@ def evaluate(
                 "task": one.task.name,
                 "seed": one.seed,
                 "metric": "accuracy",
-                "value": fit.evaluate(net, images, one.recipe.input),
+                "value": fit.evaluate(net, images, one.recipe.input, one.recipe.train.batch_size),
                 "images": len(images),
                 "trained_value": None if before is None else before["value"],
             }

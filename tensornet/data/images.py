@@ -16,7 +16,7 @@ from tensornet.data.sources import Split
 from tensornet.errors import DataError, MissingExtraError
 
 try:
-    from PIL import Image
+    from PIL import Image, ImageOps
 except ImportError as error:
     raise MissingExtraError("reading images", "train", error.name) from error
 
@@ -32,7 +32,8 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         split: to decode.
-        size: side of the square: the shorter side is resized to it, the centre cut out.
+        size: side of the square: the shorter side is resized to it, the centre cut out. Images are turned as their camera
+            says, and drawn on white where they are transparent.
 
     Raises:
         DataError: images cannot be decoded; they are listed.
@@ -73,7 +74,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, index: int) -> Tensor:
         with _opened(self.split.images[index]) as image:
-            rgb = _eight_bits(image).convert("RGB")
+            rgb = _on_white(_eight_bits(ImageOps.exif_transpose(image)))
         if rgb.size != (self.size, self.size):
             width, height = rgb.size
             ratio = self.size / min(width, height)
@@ -105,6 +106,14 @@ def check_readable(split: Split) -> None:
 
 def _opened(source: Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Without transparency: a black drawing on nothing would be black on black."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    drawn = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tensornet.errors import DataError, MissingExtraError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_domain(data: Path, train: Path | None = None, test: Path | None = None)
         train, test: lists of files, a path and a label in each line, as DomainNet has them.
 
     Raises:
-        DataError: a split is missing, empty, or the classes of the two differ.
+        DataError: a split is missing or empty, the classes of the two differ, or test has one that train has no image of.
     """
     if train is not None and test is not None:
         splits = read_lists(data, train, test)
@@ -66,6 +67,9 @@ def read_domain(data: Path, train: Path | None = None, test: Path | None = None)
         if only == [[], []]:
             raise DataError(f"{data}: train and test have the same classes in another order; write both in the same")
         raise DataError(f"{data}: train and test have other classes: only in train {only[0]}, only in test {only[1]}")
+    unseen = [splits[1].classes[label] for label in sorted(set(splits[1].labels) - set(splits[0].labels))]
+    if unseen:
+        raise DataError(f"{data}: test has images of classes of which train has none: {', '.join(unseen[:20])}")
     return splits
 
 
@@ -107,7 +111,8 @@ def read_folder(folder: Path) -> Split:
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     images, labels = [], []
     for label, name in enumerate(classes):
-        every = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        walked = os.walk(folder / name, followlinks=True)
+        every = sorted(Path(at, p) for at, _, files in walked for p in files if Path(p).suffix.lower() in SUFFIXES)
         found = [p for p in every if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
         if not found:
             raise DataError(f"{folder / name} holds no images")
@@ -137,6 +142,8 @@ def read_parquet(path: Path) -> Split:
     if not isinstance(features.get("label"), ClassLabel) or "image" not in features:
         raise DataError(f"{path}: expected the columns 'image' and 'label' (with class names); got {features}")
     stored = table["image"].to_pylist()
+    if any(image is not None and not isinstance(image, dict) for image in stored):
+        raise DataError(f"{path}: 'image' is not in the format of `datasets`, a struct of 'bytes' and 'path'")
     labels, classes = table["label"].to_pylist(), tuple(features["label"].names)
     unlabelled = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(classes)]
     absent = [i for i, image in enumerate(stored) if image is None or image["bytes"] is image["path"] is None]
@@ -182,7 +189,7 @@ def _lines(root: Path, path: Path) -> list[tuple[Path, int]]:
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not label.isdigit() or not name:
+        if not label.isdecimal() or not name:
             problems.append(f"line {number}: expected 'PATH LABEL'; got {line!r}")
         elif not (root / name).is_file():
             problems.append(f"line {number}: there is no {root / name}")

@@ -129,7 +129,9 @@ def _autocast(x: Tensor) -> bool:
 
 
 def transformed() -> bool:
-    """Whether an export, a transform of `torch.func` or forward-mode differentiation is at work."""
+    """Whether an export, a trace, a transform of `torch.func` or forward-mode differentiation is at work."""
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return True
-    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+    if torch.compiler.is_compiling():
+        return False
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._is_tracing()

@@ -1,7 +1,8 @@
 """A layer with a low-rank delta as one operator of PyTorch: a compiler calls it and does not look inside.
 
 What a compiler makes of W + ΔW is slower than eager mode: it adds them up in every call, and takes the gradient of the dense
-weight. Inside the operator are the paths of eager mode and, without gradients, the kept W + ΔW of the layer.
+weight. Inside the operator are the paths of eager mode and, without gradients, a sum W + ΔW that is kept on the CPU while
+the operator is given the same numbers. Elsewhere comparing them would wait for the device, and a replayed graph cannot.
 """
 
 from __future__ import annotations
@@ -16,15 +17,30 @@ from torch import Tensor, library
 from tensornet.decompositions import Bottleneck
 from tensornet.paths.layers import Operation
 from tensornet.paths.lowrank import chosen, gradients, output
+from tensornet.versions import state
 
 
 class Keeper(Protocol):
-    """What the operator asks of a layer: how it computes, and the weight that it keeps."""
+    """What the operator asks of a layer: how it computes, and where it keeps things that can be computed again."""
 
     operation: Operation | None
+    cache: dict[str, Any]
 
-    def kept(self, name: str, weight: Tensor) -> Tensor:
-        """W + ΔW of the task that is set."""
+
+class _Sum:
+    """W + scale · ΔW, and what it was made from."""
+
+    def __init__(self, parts: Bottleneck, weight: Tensor, scale: float) -> None:
+        self._weight, self._state = weight.detach(), state(weight)  # the address is not used again
+        self._parts = [None if part is None else part.clone() for part in parts]
+        self._scale = scale
+        self.value = parts.added_to(weight, scale)
+
+    def holds(self, parts: Bottleneck, weight: Tensor, scale: float) -> bool:
+        """Whether nothing has changed."""
+        pairs = zip(parts, self._parts, strict=True)
+        same = scale == self._scale and state(weight) == self._state
+        return same and all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
 _keepers: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -59,7 +75,7 @@ def compiled_layer(
         parts: of the delta.
         weight, bias: the layer's own, frozen.
         scale: of the delta.
-        allowed: see `ALLOWED`; "kept" for the W + ΔW that the layer keeps, without gradients.
+        allowed: see `ALLOWED`; "kept" for a sum W + ΔW, without gradients.
         number: of the layer.
     """
     if allowed == "kept":
@@ -92,8 +108,17 @@ def _forward(x: Tensor, out: Tensor, core: Any, into: Any, weight: Tensor, bias:
     own, parts = _operation(number), Bottleneck(out, core, into)
     if allowed == "kept":
         bias = None if bias is None else bias.to(x.dtype)
-        return own.apply(x, _keepers[number].kept("weight", weight).to(x.dtype), bias)
+        return own.apply(x, _sum(_keepers[number].cache, parts, weight, scale).to(x.dtype), bias)
     return output(x, parts, weight, bias, scale, own, chosen(own, x, parts, weight, allowed))
+
+
+def _sum(cache: dict[str, Any], parts: Bottleneck, weight: Tensor, scale: float) -> Tensor:
+    if weight.device.type != "cpu":
+        return parts.added_to(weight, scale)
+    known: _Sum | None = cache.get("compiled")
+    if known is None or not known.holds(parts, weight, scale):
+        known = cache["compiled"] = _Sum(parts, weight, scale)
+    return known.value
 
 
 def _backward(g: Tensor, x: Tensor, out: Tensor, core: Any, into: Any, weight: Tensor, *rest: Any) -> list[Tensor]:

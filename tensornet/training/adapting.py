@@ -150,7 +150,7 @@ def _frozen(model: nn.Module) -> set[str]:
 
 
 def fresh_head(net: AdaptedNetwork, classes: int) -> nn.Linear:
-    """A linear head with the width of the backbone's.
+    """A linear head of the kind of the backbone's: its width, with a bias where that has one, in its dtype.
 
     Raises:
         RecipeError: the backbone's head is no linear layer.
@@ -158,7 +158,8 @@ def fresh_head(net: AdaptedNetwork, classes: int) -> nn.Linear:
     own = net.backbone.get_submodule(net.head_path) if net.head_path is not None else None
     if not isinstance(own, nn.Linear):
         raise RecipeError("this backbone", [f"its head {net.head_path!r} is no linear layer; set adapt.head to one"])
-    return nn.Linear(own.in_features, classes)
+    weight = own.weight
+    return nn.Linear(own.in_features, classes, own.bias is not None, device=weight.device, dtype=weight.dtype)
 
 
 def result(variant: str, net: AdaptedNetwork, name: str, settings: Train, seed: int, adapted: Adapted) -> Row:

@@ -89,7 +89,7 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
-        step = (self.seed * 100_003 + self.current_epoch) * 1_000_003 + index
+        step = ((self.seed * 100_003 + self.current_epoch) * 1_000_003 + index) % 2**62
         torch.manual_seed(-1 - step)  # of dropout: a resumed run goes on as it would have
         generator = torch.Generator().manual_seed(step)
         seen = self._seen(augmented(images, self.settings, self.image, generator))
@@ -129,6 +129,11 @@ class Classifier(L.LightningModule):
                     total = self._sums.get(name, torch.zeros_like(parameter))
                     self._sums[name] = total.to(parameter.device) + parameter
         self._summed += 1
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the trained parameters are an average."""
+        return self._summed > 0
 
     def take_average(self) -> None:
         """Make the averaged parameters the trained ones, where the settings ask for an average."""
@@ -233,7 +238,7 @@ def fit(
         loss = float(module.last_loss())
         if any(not torch.isfinite(p).all() for p in trained.parameters()):
             raise NonFiniteError(f"the training diverged (loss {loss}); lower train.lr={settings.lr} or set train.clip")
-        if settings.statistics == "anew":
+        if settings.statistics == "anew" or module.averaged:  # those that ran along belong to weights that are gone
             device = next(network.parameters()).device
             estimate(batch_norms(trained), network, as_trained(train, settings, image, seed, device))
         accuracy = score(trainer, module, test, settings.batch_size)
@@ -261,7 +266,10 @@ def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 2
 
 def score(trainer: L.Trainer, module: Classifier, test: Images, batch_size: int) -> float:
     """The accuracy of a module on a test split."""
-    (metrics,) = trainer.test(module, ordered_loader(test, batch_size), verbose=False)
+    try:
+        (metrics,) = trainer.test(module, ordered_loader(test, batch_size), verbose=False)
+    except SystemExit:  # what Lightning makes of an interrupt
+        raise KeyboardInterrupt from None
     return float(metrics["accuracy"])
 
 

@@ -15,7 +15,7 @@ from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
 from tensornet.data.images import Images, check_readable
 from tensornet.data.sources import Split, held_out, read_domain
-from tensornet.errors import RecipeError, TensornetError, near
+from tensornet.errors import DataError, NonFiniteError, RecipeError, TensornetError, near
 from tensornet.network import AdaptedNetwork, adapt
 from tensornet.training.adapting import Row, result, save_network, saved_network, train_task
 from tensornet.training.batches import as_trained
@@ -86,8 +86,10 @@ class Grid:
                 self._splits[entry] = self._read(entry)
                 for split in self._splits[entry]:
                     check_readable(split)
-                if len(self._splits[entry][0].classes) < 2:
+                if len(set(self._splits[entry][0].labels)) < 2:
                     problems.append(f"task {entry.name}: there is one class alone, so nothing to tell apart")
+                for share in {run.recipe.train.holdout for run in self.runs if run.task == entry} - {0}:
+                    held_out(self._splits[entry][0], share)
             except TensornetError as error:
                 problems.append(f"task {entry.name}: {error}")
         if problems:
@@ -182,7 +184,7 @@ class Grid:
         else:
             save_network(adapted.model, run.network(self.out))
         row = result(run.variant, net, name, settings, run.seed, adapted)
-        row |= {"data_hash": self.data_hash(run.task), "digest": run.digest}
+        row |= {"classes": list(train.split.classes), "data_hash": self.data_hash(run.task), "digest": run.digest}
         make_folder(run.record(self.out).parent)
         write_file(run.record(self.out), json.dumps(row, indent=1) + "\n")
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
@@ -213,6 +215,20 @@ class Grid:
         row = read_row(run.record(self.out))
         return row if row is not None and row["digest"] == run.digest else None
 
+    def check_classes(self, run: Run) -> None:
+        """The data has to have the classes that a run was trained on, in their order.
+
+        Raises:
+            DataError: it has others.
+        """
+        row, classes = self.recorded(run), list(self._splits[run.task][0].classes)
+        trained = row.get("classes", classes) if row is not None else classes
+        if trained != classes:
+            raise DataError(
+                f"{run.label}: it was trained on the classes {', '.join(trained[:20])}, in this order; the data has "
+                f"{', '.join(classes[:20])}"
+            )
+
     def results(self) -> list[Row]:
         """The results of all finished runs in the folder; also written to `results.json`, and as a table to `results.md`."""
         recipes = self._recorded()
@@ -229,7 +245,9 @@ class Grid:
 
         Raises:
             RecipeError: as `done`.
+            NonFiniteError: runs diverged; all are named, after the others.
         """
+        diverged: list[str] = []
         self.done()
         make_folder(self.out)
         for i, run in enumerate(self.runs):
@@ -237,9 +255,15 @@ class Grid:
             if row is None:
                 if before is not None:
                     before(run, i)
-                row = self.execute(run, progress)
+                try:
+                    row = self.execute(run, progress)
+                except NonFiniteError as error:
+                    diverged.append(f"{run.label}: {error}")
+                    continue
                 self.results()
             yield row
+        if diverged:
+            raise NonFiniteError("\n".join(diverged))
 
     def _recorded(self) -> dict[str, Recipe]:
         """The recipes of all runs in the folder, and these."""

@@ -32,7 +32,7 @@ def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-Seeds = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_each_once)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_each_once)]
 
 
 class Backbone(_Table):

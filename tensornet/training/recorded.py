@@ -25,6 +25,18 @@ def recorded_recipes(out: Path) -> dict[str, Recipe]:
         raise RecipeError(str(out), [f"it is not a folder that 'tensornet train' wrote: {error}"]) from None
 
 
+def trained_tasks(recipes: Mapping[str, Recipe], out: Path) -> list[str]:
+    """The names of the tasks of which ``out`` holds a trained network.
+
+    Raises:
+        TaskFileError: there is none.
+    """
+    names = list(dict.fromkeys(run.task.name for run in every_run(recipes) if run.network(out).exists()))
+    if not names:
+        raise TaskFileError(f"{out} holds no trained tasks yet")
+    return names
+
+
 def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> dict[str, Recipe]:
     """The recipes of all runs in a folder, after those of one more recipe.
 
