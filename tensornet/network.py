@@ -212,7 +212,8 @@ class AdaptedNetwork(nn.Module):
         if not torch.compiler.is_compiling():
             self._slots.check_places()
             if self._slots.contents is not self._contents(self._active):
-                self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
+                with self._turns.taken():  # another thread may be setting a task
+                    self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
         if tasks is not None:
             return self._rows(row_names(tasks), args, kwargs)
         with self._attention.path():

@@ -148,6 +148,7 @@ def test_every_image_of_a_class_is_read(tmp_path):
     (tmp_path / "linked").mkdir()
     shutil.move(tmp_path / "elsewhere.png", tmp_path / "linked/0.png")
     (folder / "train/ant/linked").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked/back").symlink_to(folder / "train/ant")
     train, _ = read_domain(folder)
     assert sorted(path.name for path in train.images[:6]) == ["0.png", "1.png", "2.png", "more.gif", "more.jfif", "more.pgm"]
     assert Images(train, 12)[0][0].shape == (3, 12, 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,14 +111,24 @@ def read_folder(folder: Path) -> Split:
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     images, labels = [], []
     for label, name in enumerate(classes):
-        walked = os.walk(folder / name, followlinks=True)
-        every = sorted(Path(at, p) for at, _, files in walked for p in files if Path(p).suffix.lower() in SUFFIXES)
+        every = sorted(p for p in _files(folder / name) if p.suffix.lower() in SUFFIXES)
         found = [p for p in every if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
         if not found:
             raise DataError(f"{folder / name} holds no images")
         images += found
         labels += [label] * len(found)
     return Split(str(folder), images, labels, tuple(classes))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, also behind links, of which some may lead back."""
+    seen: set[str] = set()
+    for at, below, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(at)) in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        yield from (Path(at, name) for name in files)
 
 
 def read_parquet(path: Path) -> Split:

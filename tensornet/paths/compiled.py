@@ -34,7 +34,7 @@ class _Sum:
         self._weight, self._state = weight.detach(), state(weight)  # the address is not used again
         self._parts = [None if part is None else part.clone() for part in parts]
         self._scale = scale
-        self.value = parts.added_to(weight, scale)
+        self.value = parts.added_to(weight, scale).to(weight.dtype)
 
     def holds(self, parts: Bottleneck, weight: Tensor, scale: float) -> bool:
         """Whether nothing has changed."""
@@ -114,7 +114,7 @@ def _forward(x: Tensor, out: Tensor, core: Any, into: Any, weight: Tensor, bias:
 
 def _sum(cache: dict[str, Any], parts: Bottleneck, weight: Tensor, scale: float) -> Tensor:
     if weight.device.type != "cpu":
-        return parts.added_to(weight, scale)
+        return parts.added_to(weight, scale).to(weight.dtype)
     known: _Sum | None = cache.get("compiled")
     if known is None or not known.holds(parts, weight, scale):
         known = cache["compiled"] = _Sum(parts, weight, scale)
