@@ -52,7 +52,7 @@ def extract_task(
     own = _tensors(net.backbone.state_dict())
     inside = f"{net.head_path}." if net.head_path is not None else None
     outside = [key for key in own if inside is None or not key.startswith(inside)]
-    wanted = [*outside, *([f"{net.head_path}.weight"] if inside is not None else [])]
+    wanted = [*outside, *(key for key in own if key == f"{net.head_path}.weight")]
     problems = [f"{key}: missing" for key in wanted if key not in state]
     problems += [f"{key}: unknown" for key in state if key not in own and (inside is None or not key.startswith(inside))]
     problems += [

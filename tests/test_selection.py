@@ -22,6 +22,7 @@ from analysis.selection.changes import Change, changes
 from analysis.selection.knapsack import pack
 from tensornet.errors import BackboneError, ConfigError, MismatchError, NonFiniteError, RankError, TaskFileError
 from tensornet.extraction import extract_task
+from tensornet.training.adapting import fresh_head
 from tests.toys import ResNet, Transformer, trained
 
 NAMES = ["cp", "tucker", "tt", "low_rank"]
@@ -355,6 +356,18 @@ def test_extraction_tells_of_embeddings_that_it_leaves_behind():
     net.set_task("t")
     x = torch.randint(9, (4, 2))
     assert torch.allclose(net(x), tuned(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [(False, True), (True, False), (False, False)])
+def test_heads_with_and_without_a_bias_are_taken_as_they_are(bias):
+    base, tuned = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, n, bias=b)) for n, b in zip((3, 5), bias, strict=True))
+    tuned[0].bias = base[0].bias
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense"))
+    extract_task(net, "t", tuned)
+    net.set_task("t")
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(net(x), tuned(x))
+    assert (fresh_head(net, 7).bias is not None) == bias[0]
 
 
 def test_extraction_refuses_and_leaves_nothing():
