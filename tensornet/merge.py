@@ -49,11 +49,10 @@ def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
 
 def _replaced(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """``root`` with ``module`` at ``path``, and wherever else the layer that was there is registered."""
-    if path == "":
-        _hooked(module, root)
-        return module
     layer = root.get_submodule(path)
     _hooked(module, layer)
+    if layer is root:
+        return module
     for place in [p for p, other in root.named_modules(remove_duplicate=False) if other is layer]:
         parent, _, leaf = place.rpartition(".")
         setattr(root.get_submodule(parent), leaf, module)

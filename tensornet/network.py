@@ -24,11 +24,12 @@ from tensornet.names import check_task_name, from_key, row_names, to_key
 from tensornet.norms import find_norms, own_copy, task_norms
 from tensornet.paths.branch import Way
 from tensornet.plan import plan
-from tensornet.prefix import Prefix, cloned, versions_counted
+from tensornet.prefix import Prefix, cloned
 from tensornet.slots import NO_CONTENTS, Contents, Slots
 from tensornet.targets import find_head, in_head
 from tensornet.task import Task
 from tensornet.turns import Turns
+from tensornet.versions import versions_counted
 
 
 def adapt(backbone: nn.Module, config: AdaptConfig | None = None, *, name: str | None = None) -> AdaptedNetwork:

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from tensornet.attach import Attached, detach
 from tensornet.config import AdaptConfig
 from tensornet.lean import Lean, lean_kind
-from tensornet.targets import check_patterns, matches
+from tensornet.targets import check_patterns, inside, matches
 
 _STATE = {*vars(nn.Module()), "_slot"}
 _PLAIN = (bool, int, float, str, tuple, NoneType)
@@ -26,8 +26,7 @@ def find_norms(backbone: nn.Module, head: str | None) -> list[str]:
     """
     found = []
     for path, module in backbone.named_modules():
-        inside_head = head is not None and (path == head or path.startswith(head + "."))
-        if not inside_head and _is_norm(module) and (module._parameters or module._buffers) and module.state_dict():
+        if not inside(path, head) and _is_norm(module) and (module._parameters or module._buffers) and module.state_dict():
             found.append(path)
     return found
 

@@ -145,13 +145,3 @@ def _versions(leaves: list[Any]) -> list[int]:
 def cloned(inputs: Any) -> Any:
     """The same inputs, every tensor and every object with a state a copy."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf), inputs)
-
-
-@contextmanager
-def versions_counted() -> Iterator[None]:
-    """Inside, tensors count their changes in place, which they do not in inference mode; gradients stay off if they were."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield

@@ -153,36 +153,48 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
         computed = [path for path in computed if matches(config.targets, path)]
     check_patterns("exclude", config.exclude, known)
     chosen = [t for t in chosen if not any(matches(config.exclude, name) for name in t.names)] if config.exclude else chosen
-    missed = [path for path in computed if not (config.exclude and matches(config.exclude, path))]
-    paths = [name for target in chosen for name in target.names]
+    computed = [path for path in computed if not (config.exclude and matches(config.exclude, path))]
+    paths = [*(name for target in chosen for name in target.names), *computed]
     for pattern in config.per_layer:
         check_patterns("layers", pattern, paths)
-    selected = []
-    for target in chosen:
-        choice = config.choice
-        for pattern, given in config.per_layer.items():
-            if any(matches(pattern, name) for name in target.names):
-                choice = given.over(config.choice)
-        if choice.decomposition != NONE:
-            selected.append((target, choice))
-            _refuse(backbone, target)
-    if missed:
-        why = (
-            f"{', '.join(missed[:8])}: no delta can be added, as the weight is computed from other parameters "
-            "(by weight_norm, spectral_norm, a parametrization or pruning)"
-        )
-        if not chosen:
-            raise TargetError(f"nothing to adapt: {why}; make it a plain weight first")
-        warnings.warn(f"{why}; make it a plain weight first, or exclude it", stacklevel=2)
+    selected = [(target, _choice(config, target.names)) for target in chosen]
+    selected = [(target, choice) for target, choice in selected if choice.decomposition != NONE]
+    for target, _ in selected:
+        _refuse(backbone, target)
+    _tell_computed([path for path in computed if _choice(config, [path]).decomposition != NONE], nothing_else=not chosen)
     if not chosen:
         hint = f" Its only linear layer {head!r} was taken as the head: pass head='none' to adapt it." if head else ""
         raise TargetError(f"nothing to adapt: the backbone has no convolution or linear layer left as a target.{hint}")
     return selected
 
 
+def inside(path: str, head: str | None) -> bool:
+    """Whether a module is the head, or lies in it."""
+    return head is not None and (path == head or path.startswith(head + "."))
+
+
 def in_head(target: Target, head: str | None) -> bool:
     """Whether a weight is of the head, or of a layer inside it."""
-    return head is not None and any(path == head or path.startswith(head + ".") for path, _ in target.places)
+    return any(inside(path, head) for path, _ in target.places)
+
+
+def _choice(config: AdaptConfig, names: Iterable[str]) -> Choice:
+    """What a config says of a weight with these names: its last pattern that matches."""
+    given = [own for pattern, own in config.per_layer.items() if any(matches(pattern, name) for name in names)]
+    return given[-1].over(config.choice) if given else config.choice
+
+
+def _tell_computed(paths: list[str], nothing_else: bool) -> None:
+    """Warn of layers that were to have a delta and cannot; an error where there are no others."""
+    if not paths:
+        return
+    why = (
+        f"{', '.join(paths[:8])}: no delta can be added, as the weight is computed from other parameters "
+        "(by weight_norm, spectral_norm, a parametrization or pruning); make it a plain weight first"
+    )
+    if nothing_else:
+        raise TargetError(f"nothing to adapt: {why}")
+    warnings.warn(f"{why}, or exclude it", stacklevel=3)
 
 
 def _weights(module: nn.Module) -> Sequence[str]:
@@ -201,8 +213,8 @@ def _is_embedding(backbone: nn.Module, target: Target) -> bool:
 
 def _computed(backbone: nn.Module, head: str | None) -> list[str]:
     """Convolutions and linear layers outside the head without a weight of their own: it is computed from others."""
-    layers = [(path, m) for path, m in backbone.named_modules() if isinstance(m, _ConvNd | nn.Linear) and path != head]
-    return [path for path, module in layers if module._parameters.get("weight") is None]
+    layers = [(path, m) for path, m in backbone.named_modules() if isinstance(m, _ConvNd | nn.Linear)]
+    return [path for path, m in layers if m._parameters.get("weight") is None and not inside(path, head)]
 
 
 def _refuse(backbone: nn.Module, target: Target) -> None:

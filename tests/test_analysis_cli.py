@@ -138,6 +138,15 @@ def test_rank_recipes_refuse_what_has_no_rank():
         rank_table([])
 
 
+def test_choose_by_gradients_of_a_variant_that_is_taught(data_root, tmp_path):
+    full = "\n[variants.full]\ntrain = { method = 'full' }\n"
+    taught = "[variants.taught]\ntrain = { start = 'teacher', distill = { teacher = 'full' } }\n"
+    (tmp_path / "r.toml").write_text((data_root / "recipe.toml").read_text() + full + taught)
+    given = ["--recipe", tmp_path / "r.toml", "--variant", "taught", "--task", "folders", "--data", data_root]
+    found = json.loads(ran("choose", *given, "--budget", "20%", "--images", "16", "--json"))
+    assert found["cost"] <= found["budget"]
+
+
 def test_choose_extract_and_train_with_the_plan(data_root, tuned, tmp_path):
     recipe, plan = data_root / "recipe.toml", tmp_path / "plan.toml"
     given = ["--recipe", recipe, "--task", "folders", "--data", data_root, "--budget", "20%", "--images", "16"]

@@ -155,7 +155,8 @@ def test_count_without_building_a_factor(data_root, tmp_path):
 
 
 def test_python_backbone_and_full_fine_tuning(data_root, tmp_path):
-    (tmp_path / "nets.py").write_text((HUB / "hubconf.py").read_text())
+    (tmp_path / "beside.py").write_text((HUB / "hubconf.py").read_text())
+    (tmp_path / "nets.py").write_text("def tiny():\n    import beside\n\n    return beside.tiny()\n")
     (tmp_path / "r.toml").write_text(
         RECIPE.replace("hub:hub:tiny", "python:nets:tiny") + "[variants.full]\ntrain = { method = 'full', lr = 5e-3 }\n"
     )

@@ -33,7 +33,7 @@ def test_lists(tmp_path):
     train, test = read_domain(tmp_path, tmp_path / "clipart_train.txt", tmp_path / "clipart_test.txt")
     assert train.classes == test.classes == ("ant", "bee")
     assert len(train.images) == 16
-    (tmp_path / "clipart_test.txt").write_text("nowhere.jpg 0\nbad line\n")
+    (tmp_path / "clipart_test.txt").write_text("nowhere.jpg 0\nbad ²\n")
     with pytest.raises(DataError, match=r"(?s)line 1: there is no .*nowhere.*line 2: expected 'PATH LABEL'"):
         read_domain(tmp_path, tmp_path / "clipart_train.txt", tmp_path / "clipart_test.txt")
 
@@ -115,6 +115,11 @@ def test_parquet_with_other_columns(tmp_path):
 
     datasets.Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match="expected the columns 'image' and 'label'"):
+        read_domain(tmp_path)
+    features = datasets.Features({"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])})
+    plain = datasets.Dataset.from_dict({"image": [b"x"], "label": [0]}, features=features)
+    plain.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="a struct of 'bytes' and 'path'"):
         read_domain(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"junk")
     with pytest.raises(DataError, match="cannot be read"):

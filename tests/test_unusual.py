@@ -8,6 +8,7 @@ import pickle
 import sys
 import threading
 import time
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -258,18 +259,18 @@ def test_a_relu_in_place_whose_output_is_not_used_is_no_prefix():
 
 def test_a_call_of_another_thread_takes_no_part_in_forward_tasks():
     net = adapted(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 5)), targets=["2"])
-    mine, other = torch.randn(2, 6), torch.randn(2, 6)
+    mine, *others = torch.randn(3, 2, 6)
     alone = {name: net.merged(name).eval() for name in "ab"}
     with ThreadPoolExecutor(1) as thread:
         answers = []
 
         def meanwhile(module, inputs):
             if threading.current_thread() is threading.main_thread():  # in both runs, after the shared layer
-                answers.append(thread.submit(net, other).result())
+                answers.append(thread.submit(net, others[len(answers)]).result())
 
         net.backbone[2].register_forward_pre_hook(meanwhile)
         outputs = net.forward_tasks(mine, ["a", "b"])
-    for name, answer in zip("ab", answers, strict=True):
+    for name, answer, other in zip("ab", answers, others, strict=True):
         torch.testing.assert_close(outputs[name], alone[name](mine))
         torch.testing.assert_close(answer, alone[name](other))
 
@@ -517,7 +518,8 @@ def test_modules_of_a_task_that_are_replaced_are_those_that_count(set_before, tm
     with torch.no_grad():
         norm.bias.add_(1)
         delta.factor_0.mul_(2)
-    net.set_task("a") if not set_before else None
+    if not set_before:
+        net.set_task("a")
     y = net(x)
     y.sum().backward()
     assert norm.weight.grad is not None
@@ -581,11 +583,22 @@ def test_weights_that_are_computed_from_others_are_told():
     assert [p.fold.name for p in net.plans] == ["1"]
     with pytest.raises(TargetError, match="nothing to adapt: 0: no delta can be added"):
         tn.adapt(backbone(), tn.AdaptConfig(targets=["0"]))
-    net = tn.adapt(backbone(), tn.AdaptConfig(exclude=["0"]))
+    for silent in ({"exclude": ["0"]}, {"layers": {"0": "none"}}, {"decomposition": "none", "layers": {"1": "cp"}}):
+        net = tn.adapt(backbone(), tn.AdaptConfig(**silent))
+    tn.adapt(nn.Sequential(nn.Linear(6, 6), backbone()), tn.AdaptConfig(head="1"))
     net.add_task("a")
     net.set_task("a")
     with pytest.raises(StateError, match="'weight' of this ParametrizedLinear is no parameter any more"):
         nn.utils.parametrizations.weight_norm(net.backbone[1])
+
+
+def test_a_trace_without_gradients_is_the_network():
+    net, x = adapted(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))), torch.randn(2, 6)
+    net.set_task("a")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that tracing is deprecated, and blind to branches
+        traced = torch.jit.trace(net, (x,), check_trace=False)
+        torch.testing.assert_close(traced(x), net(x))
 
 
 def test_complex_weights_are_refused():

@@ -130,11 +130,6 @@ class Classifier(L.LightningModule):
                     self._sums[name] = total.to(parameter.device) + parameter
         self._summed += 1
 
-    @property
-    def averaged(self) -> bool:
-        """Whether the trained parameters are an average."""
-        return self._summed > 0
-
     def take_average(self) -> None:
         """Make the averaged parameters the trained ones, where the settings ask for an average."""
         if self._summed:
@@ -238,7 +233,7 @@ def fit(
         loss = float(module.last_loss())
         if any(not torch.isfinite(p).all() for p in trained.parameters()):
             raise NonFiniteError(f"the training diverged (loss {loss}); lower train.lr={settings.lr} or set train.clip")
-        if settings.statistics == "anew" or module.averaged:  # those that ran along belong to weights that are gone
+        if settings.statistics == "anew" or settings.average:  # those that ran along belong to weights that are gone
             device = next(network.parameters()).device
             estimate(batch_norms(trained), network, as_trained(train, settings, image, seed, device))
         accuracy = score(trainer, module, test, settings.batch_size)

@@ -221,8 +221,8 @@ class Grid:
         Raises:
             DataError: it has others.
         """
-        row, classes = self.recorded(run), list(self._splits[run.task][0].classes)
-        trained = row.get("classes", classes) if row is not None else classes
+        classes = list(self._splits[run.task][0].classes)
+        trained = (self.recorded(run) or {}).get("classes", classes)
         if trained != classes:
             raise DataError(
                 f"{run.label}: it was trained on the classes {', '.join(trained[:20])}, in this order; the data has "
