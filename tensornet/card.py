@@ -9,7 +9,13 @@ from tensornet.plan import TensorPlan
 
 
 def card(
-    name: str, backbone_name: str, counts: Mapping[str, int], plans: Sequence[TensorPlan], norms: int, head: bool
+    name: str,
+    backbone_name: str,
+    counts: Mapping[str, int],
+    plans: Sequence[TensorPlan],
+    norms: int,
+    head: bool,
+    classes: Sequence[str] | None = None,
 ) -> str:
     """Markdown that says what a task is, what it weighs and how to use it.
 
@@ -20,9 +26,11 @@ def card(
         plans: its tensors.
         norms: how many normalisation layers it has.
         head: whether it has a head.
+        classes: what the outputs of the head stand for, where that is known.
     """
     kinds = sorted({plan.decomposition for plan in plans})
     what = f"{' and '.join(kinds)} deltas" if kinds else "no deltas"
+    outputs = f"\nIts outputs are, in this order: {', '.join(classes)}.\n" if classes else ""
     return f"""---
 library_name: tensornet
 base_model: {json.dumps(backbone_name)}
@@ -33,7 +41,7 @@ tags: [tensornet, adapter, {", ".join(kinds) or "no-deltas"}]
 
 A task for the frozen backbone `{backbone_name}`: {what} on {sum(len(plan.fold.members) for plan in plans)} weights,
 {norms} normalisation layers of its own{" and a head" if head else ""}.
-
+{outputs}
 | part | parameters |
 |---|---:|
 | deltas | {counts["deltas"]:,} |

@@ -29,6 +29,7 @@ from tensornet.records import (
     BackboneRecord,
     MemberRecord,
     TaskRecord,
+    as_written,
     content_hash,
     parse,
     plans_of,
@@ -87,9 +88,10 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
 
     Raises:
         NonFiniteError: a tensor of the task holds NaN or infinity.
-        StateError: a head or a norm has a state that is no tensor.
+        StateError: a head or a norm has a state that is no tensor, or the task's classes are not names of its outputs.
         WriteError: as `write_folder`.
     """
+    classes = _checked_classes(task)
     tensors: dict[str, Tensor] = {}
     for plan, module in task.tensors():
         tensors |= {f"delta/{plan.fold.name}/{name}": factor for name, factor in module.factors().items()}
@@ -115,6 +117,7 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
         format_version=VERSION,
         name=task.name,
         sha256="",
+        classes=classes,
         config=task.config.to_dict(),
         backbone=BackboneRecord(
             name=backbone_name, head=task.head_path, head_hash=head_hash, hash=hashes.pop("stored"), hash_as=hashes
@@ -124,7 +127,7 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
         head=None if task.head is None else describe(task.head),
     )
     plans = [plan for plan, _ in task.tensors()]
-    text = card(task.name, backbone_name, task.parameter_counts(), plans, len(task.norms), task.head is not None)
+    text = card(task.name, backbone_name, task.parameter_counts(), plans, len(task.norms), task.head is not None, classes)
     _write(path, record, tensors, text)
 
 
@@ -154,15 +157,28 @@ def rewrite_task(path: str | Path, file: TaskFile) -> None:
         tensors |= {f"norm/{layer}/{name}": tensor for name, tensor in norm.items()}
     tensors |= {f"head/{name}": tensor for name, tensor in file.head.items()}
     plans = [plan for plan, _ in file.tensors]
-    text = card(file.name, record.backbone.name, file.parameter_counts(), plans, len(file.norms), bool(file.head))
+    counts, head = file.parameter_counts(), bool(file.head)
+    text = card(file.name, record.backbone.name, counts, plans, len(file.norms), head, record.classes)
     _write(path, record, tensors, text)
+
+
+def _checked_classes(task: Task) -> list[str] | None:
+    """The task's classes, which are names, one for each output of a linear head."""
+    if task.classes is None:
+        return None
+    classes = task.classes
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise StateError(f"task {task.name!r}: its classes should be names in the order of the outputs; got {classes!r}")
+    if isinstance(task.head, nn.Linear) and len(classes) != task.head.out_features:
+        raise StateError(f"task {task.name!r}: its head has {task.head.out_features} outputs; got {len(classes)} classes")
+    return list(classes)
 
 
 def _write(path: str | Path, record: TaskRecord, tensors: Mapping[str, Tensor], text: str) -> None:
     packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
     data = save(packed, {"record": content_hash(record)})  # one entry: several are written in any order
     record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    write_folder(path, {JSON: json.dumps(record.model_dump(), indent=1) + "\n", TENSORS: data, CARD: text}, mark=JSON)
+    write_folder(path, {JSON: json.dumps(as_written(record), indent=1) + "\n", TENSORS: data, CARD: text}, mark=JSON)
 
 
 def read_task(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TaskFile:

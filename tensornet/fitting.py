@@ -147,7 +147,9 @@ def fitted_task(
     check_head(own_head, backbone, head_path)
     same = {plan.fold.name: plan for plan in known}
     plans = [same[p.fold.name] if same.get(p.fold.name) == p else p for p, _ in file.tensors]
-    return Task(name, file.config, plans, decompositions, norms, own_head, head_path)
+    task = Task(name, file.config, plans, decompositions, norms, own_head, head_path)
+    task.classes = None if file.record.classes is None else tuple(file.record.classes)
+    return task
 
 
 def new_decomposition(plan: TensorPlan, backbone: nn.Module) -> Decomposition:

@@ -83,7 +83,7 @@ class BackboneRecord(_Record):
 
 
 class TaskRecord(_Record):
-    """All of `task.json`."""
+    """All of `task.json`; `classes` are None where no one has named them."""
 
     format: str
     format_version: int
@@ -94,6 +94,7 @@ class TaskRecord(_Record):
     tensors: dict[str, TensorRecord]
     norms: dict[str, str]
     head: dict[str, Any] | None
+    classes: list[str] | None = None
 
 
 def parse(text: bytes, source: str) -> TaskRecord:
@@ -118,9 +119,14 @@ def parse(text: bytes, source: str) -> TaskRecord:
         raise TaskFileError(f"{source} has {error.error_count()} mistakes:{''.join(lines)}") from None
 
 
+def as_written(record: TaskRecord) -> dict[str, Any]:
+    """A record as plain data; files of before there were classes have none, and stay as they are."""
+    return record.model_dump(exclude_unset=True)
+
+
 def content_hash(record: TaskRecord) -> str:
     """SHA-256 over everything that a record says but the hash of the tensors, which hold this one."""
-    text = json.dumps(record.model_dump(exclude={"sha256"}), sort_keys=True)
+    text = json.dumps({key: value for key, value in as_written(record).items() if key != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

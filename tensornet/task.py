@@ -30,6 +30,10 @@ class Task(nn.Module):
         norms: its own normalisation layers by module path.
         head: takes the place of the backbone's head; None keeps that.
         head_path: where the backbone's head is.
+
+    Attributes:
+        classes: what the outputs of the head stand for, in their order; None where no one has said so. `save_task` writes
+            them, `tensornet train` sets them.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Task(nn.Module):
         self.norms = nn.ModuleDict({to_key(path): norm for path, norm in norms.items()})
         self.head = head
         self.head_path = head_path
+        self.classes: Sequence[str] | None = None
         self._parts: list[nn.Module | None] = []
         self._contents: dict[str, Content] | None = None
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save
 from torch import nn
 
+import analysis
 import tensornet as tn
 from tensornet import atomic
-from tensornet.errors import MismatchError, NameTakenError, NonFiniteError, TaskFileError, WriteError
+from tensornet.errors import MismatchError, NameTakenError, NonFiniteError, StateError, TaskFileError, WriteError
 from tests.toys import Encoder, ResNet, Transformer, trained
 
 
@@ -406,3 +407,38 @@ def test_a_norm_of_a_task_is_made_like_any_of_its_class():
     made = kind(5)
     assert made.weight.shape == (5,)
     assert isinstance(made, nn.BatchNorm2d)
+
+
+def test_what_the_outputs_stand_for_is_in_the_file(tmp_path):
+    net = network()
+    task = trained(net.add_task("t", nn.Linear(8, 3)))
+    task.classes = ("dog", "guitar", "été")
+    net.save_task("t", tmp_path / "t")
+    assert tn.read_task(tmp_path / "t").record.classes == ["dog", "guitar", "été"]
+    assert "dog, guitar, été" in (tmp_path / "t/README.md").read_text("utf-8")
+    loaded = network().load_task(tmp_path / "t")
+    assert loaded.classes == ("dog", "guitar", "été")
+    analysis.prune(tmp_path / "t", tmp_path / "small", keep=1)
+    assert network().load_task(tmp_path / "small").classes == loaded.classes
+    changed = (tmp_path / "t/task.json").read_text().replace("guitar", "violin")
+    (tmp_path / "t/task.json").write_text(changed)
+    with pytest.raises(TaskFileError, match="it was changed"):
+        tn.read_task(tmp_path / "t")
+
+
+@pytest.mark.parametrize("classes", ["dog", ("dog", 2, "cat"), ("dog", "cat")])
+def test_classes_that_no_head_could_have_are_refused(classes, tmp_path):
+    net = network()
+    net.add_task("t", nn.Linear(8, 3)).classes = classes
+    with pytest.raises(StateError, match=r"classes should be names|3 outputs; got 2 classes"):
+        net.save_task("t", tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+def test_files_of_before_there_were_classes_are_read(saved):
+    _, path = saved
+    record = json.loads((path / "task.json").read_text())
+    assert record.pop("classes") is None
+    sign(path, record, load((path / "task.safetensors").read_bytes()))
+    analysis.prune(path, path / "small", keep=2)
+    assert network().load_task(path / "small").classes is None

@@ -63,7 +63,8 @@ def _task(path: Path, json: bool) -> None:
     backbone = file.record.backbone
     if json:
         known = {"name": file.name, "backbone": backbone.name, "backbone_hash": backbone.hash, "parameters": counts}
-        print_json(known | {"config": file.config.to_dict(), "tensors": tensors, "norms": dict(file.record.norms)})
+        says = {"config": file.config.to_dict(), "norms": dict(file.record.norms), "classes": file.record.classes}
+        print_json(known | says | {"tensors": tensors})
         return
     lines = [
         [
@@ -81,6 +82,9 @@ def _task(path: Path, json: bool) -> None:
     title = f"{file.name}, a task for {backbone.name} ({backbone.hash[:12]}…): " + ", ".join(
         f"{name} {n:,}" for name, n in counts.items()
     )
+    classes = file.record.classes or []
+    if classes:
+        title += f"\n{len(classes)} classes: {', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}"
     print_table(title, header, lines, left=3)
 
 

@@ -65,6 +65,7 @@ def train_task(
     """
     L.seed_everything(seed, verbose=False)
     task = net.add_task(name, fresh_head(net, len(train.split.classes)))
+    task.classes = train.split.classes
     net.set_task(name)
     begin(net, name, train, settings, image, seed, teachers)
     model, trained, counts = _trained(net, task, settings)
