@@ -10,6 +10,7 @@ from tensornet.decompositions import decomposition as decomposition
 from tensornet.decompositions import decompositions as decompositions
 from tensornet.decompositions import register as register
 from tensornet.errors import TensornetError as TensornetError
+from tensornet.export import export_task as export_task
 from tensornet.extraction import extract_task as extract_task
 from tensornet.files import TaskFile as TaskFile
 from tensornet.files import read_task as read_task

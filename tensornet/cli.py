@@ -14,6 +14,7 @@ import tensornet
 from tensornet.commands.bench import bench
 from tensornet.commands.demo import demo
 from tensornet.commands.evaluate import evaluate
+from tensornet.commands.export import export
 from tensornet.commands.extract import extract
 from tensornet.commands.inspect import inspect
 from tensornet.commands.merge import merge
@@ -62,7 +63,7 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _verb in (demo, train, evaluate, inspect, merge, extract, bench):
+for _verb in (demo, train, evaluate, inspect, merge, extract, export, bench):
     app.command()(_spoken(_verb))
 for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point: point.name):
     app.command(name=_point.name)(_spoken(_point.load()))

@@ -41,6 +41,16 @@ def test_merge(made):
     assert "do not fit the network" in refused("merge", folder / "t", *own[:4], "--out", folder / "n.safetensors")
 
 
+def test_export(made):
+    _, own, folder = made
+    told = json.loads(ran("export", folder / "t", *own, "--out", folder / "lora", "--json"))
+    written = load_file(folder / "lora/adapter_model.safetensors")
+    assert sum(layer["parameters"] for layer in told["layers"]) == sum(tensor.numel() for tensor in written.values())
+    assert "LoRA" in ran("export", folder / "t", *own, "--out", folder / "lora")
+    assert "do not fit the network" in refused("export", folder / "t", *own[:4], "--out", folder / "no")
+    assert not (folder / "no").exists()
+
+
 def test_extract(made):
     net, own, folder = made
     tuned = load_backbone(SOURCE, root=folder, options=OPTIONS, weights="own.safetensors")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tensornet.assignments import read_assignment
+
+if TYPE_CHECKING:
+    from tensornet.network import AdaptedNetwork
 
 Data = Annotated[Path, typer.Option(help="Folder from which the paths of backbone and weights begin.")]
 Weights = Annotated[str | None, typer.Option(help="A safetensors file with the backbone's weights.")]
@@ -31,3 +34,23 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             raise typer.BadParameter(f"--option {option!r}: expected key=value, such as width=2") from None
     return found
+
+
+def on_its_backbone(
+    task: Path, backbone: str | None, data: Path, weights: str | None, options: Sequence[str]
+) -> tuple[AdaptedNetwork, str]:
+    """The backbone of a task folder, or another by name, with the task loaded, and the task's name.
+
+    Raises:
+        BackboneError, TaskFileError, MismatchError: as `load_backbone`, `read_task` and `AdaptedNetwork.load_task`.
+    """
+    from tensornet.backbones import load_backbone
+    from tensornet.config import AdaptConfig
+    from tensornet.files import read_task
+    from tensornet.network import adapt
+
+    record = read_task(task).record.backbone
+    config = AdaptConfig("none", norms="shared", head=record.head or "none")
+    loaded = load_backbone(backbone or record.name, root=data, weights=weights, options=read_options(options))
+    net = adapt(loaded, config, name=record.name)
+    return net, net.load_task(task).name

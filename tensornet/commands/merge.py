@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tensornet.commands.backbone import Data, Options, Weights, read_options
+from tensornet.commands.backbone import Data, Options, Weights, on_its_backbone
 
 
 def merge(
@@ -23,18 +23,10 @@ def merge(
     from safetensors.torch import save
 
     from tensornet.atomic import write_file
-    from tensornet.backbones import load_backbone
-    from tensornet.config import AdaptConfig
-    from tensornet.files import read_task
-    from tensornet.network import adapt
 
-    file = read_task(task)
-    config = AdaptConfig("none", norms="shared", head=file.record.backbone.head or "none")
-    source, options = backbone or file.record.backbone.name, read_options(option)
-    net = adapt(load_backbone(source, root=data, weights=weights, options=options), config)
-    name = net.load_task(task).name
+    net, name = on_its_backbone(task, backbone, data, weights, option)
     state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
     write_file(out, save(state, {"format": "pt"}))
     Console(stderr=True).print(
-        f"{out}: {len(state)} tensors of {name!r} on {file.record.backbone.name}", markup=False, highlight=False
+        f"{out}: {len(state)} tensors of {name!r} on {net.backbone_name}", markup=False, highlight=False
     )
