@@ -206,7 +206,9 @@ def _described(
             }
             if not stays or rank != plan.rank:
                 choices[re.escape(name)] = Choice(plan.decomposition, rank) if stays else Choice(NONE)
-    table = pd.DataFrame(rows.values(), index=list(rows), columns=_COLUMNS).reindex(list(norms))
+    table = pd.DataFrame(rows.values(), index=list(rows), columns=_COLUMNS)
+    table["rank"] = pd.Series([row["rank"] for row in rows.values()], index=table.index, dtype=object)  # ints stay ints
+    table = table.reindex(list(norms))
     table.index.name = "layer"
     layers = {pattern: choice for pattern, choice in file.config.per_layer.items() if pattern not in choices}
     layers.update(choices)  # the last match wins, so these come last

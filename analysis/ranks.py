@@ -79,7 +79,7 @@ def rank_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
     Returns:
         Index: ranks, 0 for norm layers and head alone; columns pairs of task and "mean", "deviation" (standard deviation
-        over seeds, 0 with one seed) and "seeds".
+        over seeds, NaN with one seed) and "seeds".
 
     Raises:
         TaskFileError: there is no row of a variant `rank-R`.
@@ -96,5 +96,5 @@ def rank_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     columns: dict[tuple[str, str], pd.Series] = {}
     for task in tasks:
         own = frame[frame["task"] == task].groupby("rank")["value"]
-        columns |= {(task, "mean"): own.mean(), (task, "deviation"): own.std().fillna(0.0), (task, "seeds"): own.size()}
+        columns |= {(task, "mean"): own.mean(), (task, "deviation"): own.std(), (task, "seeds"): own.size()}
     return pd.DataFrame(columns).sort_index()

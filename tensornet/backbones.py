@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Container
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def load_backbone(
     if kind not in makers or not rest:
         raise BackboneError(f"a backbone is named KIND:NAME with KIND one of {', '.join(KINDS)}; got {source!r}")
     try:
-        backbone = makers[kind](rest, Path(root), pretrained and weights is None, options or {})
+        with redirect_stdout(sys.stderr):  # what a constructor prints is no part of a table or of JSON
+            backbone = makers[kind](rest, Path(root), pretrained and weights is None, options or {})
     except BackboneError:
         raise
     except ImportError as error:

@@ -76,7 +76,7 @@ def export_task(net: AdaptedNetwork, name: str, path: str | Path) -> list[Export
     files: dict[str, bytes | str] = {
         CONFIG: json.dumps(_config(net.backbone_name, ranks, whole), indent=1) + "\n",
         TENSORS: save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in keyed.items()}, {"format": "pt"}),
-        CARD: _card(name, net.backbone_name),
+        CARD: _card(name, net.backbone_name, {layer: tensors[layer] for layer in tensors if layer == net.head_path}),
     }
     write_folder(path, files, mark=CONFIG)
     return [ExportedLayer(layer, ranks.get(layer), sum(t.numel() for t in own.values())) for layer, own in tensors.items()]
@@ -144,7 +144,9 @@ def _config(backbone: str, ranks: dict[str, int], whole: list[str]) -> dict[str,
     }
 
 
-def _card(name: str, backbone: str) -> str:
+def _card(name: str, backbone: str, head: dict[str, dict[str, Tensor]]) -> str:
+    shapes = [f"`{layer}.{key}` of shape {tuple(t.shape)}" for layer, own in head.items() for key, t in own.items()]
+    wanted = f"\nThe backbone has to have a head of the task's width: {', '.join(shapes)}.\n" if shapes else ""
     return f"""---
 library_name: peft
 base_model: {json.dumps(backbone)}
@@ -152,11 +154,11 @@ base_model: {json.dumps(backbone)}
 
 # {name}
 
-A task for the frozen backbone `{backbone}`, written by tensornet as LoRA:
-
+A task for the frozen backbone `{backbone}`, written by tensornet as LoRA.
+{wanted}
 ```python
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(backbone, "path/to/this/folder").eval()  # a backbone with a head of the task's width
+model = PeftModel.from_pretrained(backbone, "path/to/this/folder").eval()
 ```
 """

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 import analysis
 import tensornet as tn
+from analysis.commands.ranks import _score
+from analysis.figures import rank_lines, save_figure
 from analysis.ranks import rank_recipes, rank_table
 from tensornet.errors import ConfigError, TaskFileError
 from tensornet.training.reading import load_recipe
@@ -52,6 +54,7 @@ def test_prune_and_sweep(run, tmp_path, data_root):
     limit = float(norms.max())
     found = json.loads(ran("prune", task, "--threshold", limit, "--out", tmp_path / "small", "--json"))
     assert found["removed"] == list(norms.index[norms < limit])
+    assert {repr(layer["rank"]) for layer in found["layers"]} == {"2", "None"}, "whole numbers beside layers without any"
     assert tn.read_task(tmp_path / "small").parameter_counts()["deltas"] == found["parameters"]
     assert "removes every delta" in refused("prune", task, "--threshold", "1e9", "--out", tmp_path / "x")
     assert "give a task folder to prune, or --sweep" in refused("prune")
@@ -136,6 +139,13 @@ def test_rank_recipes_refuse_what_has_no_rank():
     assert made["rank-4"].train.seeds == (0, 1, 2)
     with pytest.raises(TaskFileError, match="no finished runs"):
         rank_table([])
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    table = rank_table([{"variant": f"rank-{rank}", "task": "a", "value": rank / 8} for rank in (0, 2, 2)])
+    assert table[("a", "deviation")].isna().tolist() == [True, False]
+    assert [_score(*row) for row in table["a"][["mean", "deviation"]].to_numpy()] == ["0.0", "25.0 ± 0.0"]
+    save_figure(rank_lines(table, "one seed"), tmp_path / "ranks.png")
 
 
 def test_choose_by_gradients_of_a_variant_that_is_taught(data_root, tmp_path):
@@ -269,8 +279,14 @@ def test_images_are_drawn_at_random(data_root):
 
 def test_ranks_says_in_json_what_would_run(data_root, tmp_path):
     args = ("ranks", data_root / "recipe.toml", "--data", data_root, "--rank", 1, "--out", tmp_path / "out", "--check")
-    assert json.loads(ran(*args, "--json")) == {"runs": 2, "done": 0}
-    assert ran(*args) == ""
+    told = json.loads(ran(*args, "--json"))
+    assert (told["runs"], told["done"]) == (2, 0)
+    assert [(one["task"], one["train"], one["test"], one["classes"]) for one in told["tasks"]] == [
+        ("folders", 48, 20, ["ant", "bee"]),
+        ("parquet", 72, 30, ["up", "down", "left"]),
+    ]
+    shown = ran(*args)
+    assert all(word in shown for word in ("folders", "48", "ant, bee", "up, down, left"))
 
 
 @pytest.mark.parametrize(("figure", "words"), [("f.jpg", "written as .png"), ("absent/f.png", "there is no folder")])

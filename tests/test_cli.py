@@ -32,7 +32,11 @@ def test_train_writes_tasks_and_results(trained_run, data_root):
         file = tn.read_task(trained_run / "tasks" / row["task"])
         assert file.parameter_counts() == row["parameters"]
         assert file.record.backbone.name == "hub:hub:tiny"
-    assert "| folders | parquet | mean |" in (trained_run / "results.md").read_text()
+        assert file.record.classes == row["classes"]
+        assert len(row["classes"]) == {"folders": 2, "parquet": 3}[row["task"]]
+    written = (trained_run / "results.md").read_text()
+    assert written.startswith("Accuracy on test, percent.")
+    assert "| folders | parquet | mean |" in written
     assert not list((trained_run / "checkpoints").rglob("last.ckpt"))
 
 
@@ -127,7 +131,10 @@ def test_inspect_and_merge(trained_run, data_root, tmp_path):
     told = json.loads(ran("inspect", task, "--json"))
     assert [t["layer"] for t in told["tensors"]] == ["0", "3"]
     assert told["parameters"] == tn.read_task(task).parameter_counts()
-    assert "hub:hub:tiny" in ran("inspect", task)
+    shown = ran("inspect", task)
+    assert "hub:hub:tiny" in shown
+    assert "2 classes: ant, bee" in shown
+    assert told["classes"] == ["ant", "bee"]
     ran("merge", task, "--data", data_root, "--out", tmp_path / "merged.safetensors")
     backbone = tn.load_backbone("hub:hub:tiny", root=data_root)
     net = tn.adapt(backbone)
@@ -148,10 +155,12 @@ def test_count_without_building_a_factor(data_root, tmp_path):
     base = 6 * 27 + 8 * 54 + 2 * 14
     assert (told["base"], told["deltas_per_task"], told["norms_per_task"]) == (base, deltas, 28)
     assert told["ratio"] == (base + 5 * (deltas + 28)) / base
-    huge = "def net():\n    from torch import nn\n    return nn.Sequential(nn.Linear(10**6, 10**6), nn.Linear(10**6, 2))\n"
+    huge = "from torch import nn\ndef net():\n    print('!')\n    return nn.Sequential(nn.Linear(10**6, 10**6), wide())\n"
+    huge += "def wide():\n    return nn.Linear(10**6, 2)\n"
     (tmp_path / "huge.py").write_text(huge)
     out = tensornet("inspect", "--count", "python:huge:net", "--decomposition", "tt", "--rank", 50, cwd=tmp_path)
     assert "1,000,000,000,000 parameters" in " ".join(out.split())
+    assert "!" not in out, "what a constructor prints would be taken for a part of the JSON"
 
 
 def test_python_backbone_and_full_fine_tuning(data_root, tmp_path):
@@ -199,7 +208,8 @@ def test_variants_seeds_and_selection(data_root, tmp_path):
     rows = json.loads(ran(*args, "--json"))
     assert [(r["variant"], r["seed"]) for r in rows] == [("head", 0), ("head", 1), ("tt", 0), ("tt", 1)]
     assert (tmp_path / "out/tt/seed-1/tasks/folders/task.json").is_file()
-    assert json.loads(ran(*args, "--variant", "tt", "--check", "--json")) == {"runs": 2, "done": 2}
+    known = json.loads(ran(*args, "--variant", "tt", "--check", "--json"))
+    assert (known["runs"], known["done"]) == (2, 2)
     assert {(r["decomposition"], r["rank"]) for r in rows} == {("none", None), ("tt", 2)}
     assert "there is no variant 'ttt'. Did you mean 'tt'?" in refused(*args, "--variant", "ttt")
     assert "there is no seed 2; train.seeds has [0, 1]" in refused(*args, "--seed", "2")
@@ -337,7 +347,7 @@ def test_the_package_carries_its_recipes():
 
 def test_version_and_help():
     assert tn.__version__ in ran("--version")
-    for verb in ("demo", "train", "evaluate", "inspect", "merge", "norms"):
+    for verb in ("demo", "train", "evaluate", "inspect", "merge", "extract", "export", "bench", "norms"):
         assert verb in ran("--help")
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from analysis.commands.places import Csv, Figure
 from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.train import print_check
 
 
 def ranks(
@@ -41,10 +42,10 @@ def ranks(
         raise ConfigError(f"say with --variant which variant of {recipe} to vary. {near(variant, recipes)}")
     grid = Grid(rank_recipes(recipes[variant], rank or RANKS, seeds), data, out, task)
     console = Console(stderr=True)
-    console.print(f"{len(grid.runs)} runs, {grid.done()} done; results go to {out}", markup=False, highlight=False)
+    done = grid.done()
+    console.print(f"{len(grid.runs)} runs, {done} done; results go to {out}", markup=False, highlight=False)
     if check:
-        if json:
-            print_json({"runs": len(grid.runs), "done": grid.done()})
+        print_check(grid, done, json)
         return
     failed = run_ranks(
         grid,
@@ -73,4 +74,6 @@ def ranks(
 
 
 def _score(mean: float, deviation: float) -> str:
-    return "–" if mean != mean else f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+    if mean != mean:
+        return "–"
+    return f"{100 * mean:.1f}" if deviation != deviation else f"{100 * mean:.1f} ± {100 * deviation:.1f}"

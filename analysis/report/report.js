@@ -234,8 +234,10 @@ function startRanks() {
   drawRanks();
   drawers.push(drawRanks);
   fill(byId("rank-table"), ["rank", ...data.ranks.tasks.map((one) => one.task)],
-    names.map((name, i) => [name, ...data.ranks.tasks.map((one) => one.mean[i] === null ? "" :
-      `${percent(one.mean[i])} ± ${percent(one.deviation[i])} (${one.seeds[i]})`)]));
+    names.map((name, i) => [name, ...data.ranks.tasks.map((one) => {
+      const spread = one.deviation[i] === null ? "" : ` ± ${percent(one.deviation[i])}`;
+      return one.mean[i] === null ? "" : `${percent(one.mean[i])}${spread} (${one.seeds[i]})`;
+    })]));
 }
 
 function startPlans() {

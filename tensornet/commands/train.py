@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tensornet.commands.output import Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from tensornet.training.grid import Grid
 
 
 def train(
@@ -34,8 +37,7 @@ def train(
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
     console.print(f"{runs}, {done} done; results go to {out}", markup=False, highlight=False)
     if check:
-        if json:
-            print_json({"runs": len(grid.runs), "done": done})
+        print_check(grid, done, json)
         return
     for row in grid.all(
         progress=console.is_terminal,
@@ -48,3 +50,20 @@ def train(
         print_json(rows)
     else:
         print_table(f"Accuracy on {scored_on(rows)}, percent", *table(rows))
+
+
+def print_check(grid: Grid, done: int, json: bool) -> None:
+    """What a grid would run, and the data that it found."""
+    found = grid.found()
+    if json:
+        print_json({"runs": len(grid.runs), "done": done, "tasks": found})
+        return
+    lines = [
+        [one["task"], f"{one['train']:,}", f"{one['test']:,}", str(len(one["classes"])), _some(one["classes"])]
+        for one in found
+    ]
+    print_table("Images", ["task", "train", "test", "classes", "their order"], lines)
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from tensornet.training.checks import try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.recorded import read_row, together
 from tensornet.training.run import Run, every_run
-from tensornet.training.table import markdown, table
+from tensornet.training.table import markdown, scored_on, table
 
 
 class Grid:
@@ -111,6 +112,13 @@ class Grid:
     def splits(self, task: TaskEntry) -> tuple[Split, Split]:
         """The train and the test split of a task."""
         return self._splits[task]
+
+    def found(self) -> list[dict[str, Any]]:
+        """What the data of each task are: how many images to train on and to test on, and the classes in their order."""
+        return [
+            {"task": entry.name, "train": len(train.labels), "test": len(test.labels), "classes": list(train.classes)}
+            for entry, (train, test) in self._splits.items()
+        ]
 
     def inputs(self, run: Run) -> Iterator[Tensor]:
         """An epoch of the training images of a run as its training saw them before they were mixed, normalised."""
@@ -237,7 +245,8 @@ class Grid:
         dumped = {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()}
         write_file(self.out / "recipe.json", json.dumps(dumped, indent=1) + "\n")
         write_file(self.out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
-        write_file(self.out / "results.md", markdown(table(rows)))
+        said = f"Accuracy on {scored_on(rows)}, percent.\n\n" if rows else ""
+        write_file(self.out / "results.md", said + markdown(table(rows)))
         return rows
 
     def all(self, progress: bool = True, before: Callable[[Run, int], None] | None = None) -> Iterator[Row]:
