@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Annotated, Any
@@ -55,6 +57,12 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
             console.print("[bold red]error:[/]", end=" ")
             console.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # of a file or folder that cannot be read, or of standard output
+            console.print("[bold red]error:[/]", end=" ")
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             resumes = verb.__name__ in ("train", "ranks", "prune", "bench")
             console.print("interrupted" + ("; the same command goes on where it stopped" if resumes else ""))
@@ -72,6 +80,9 @@ for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point:
 def main() -> None:
     """Run the command line: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every console knows every letter
     app()
 
 

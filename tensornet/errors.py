@@ -103,7 +103,7 @@ def _again(cls: type[TensornetError], args: tuple[Any, ...]) -> TensornetError:
 
 def near(name: str, known: Iterable[str], limit: int = 8) -> str:
     """One sentence that offers the names closest to ``name``, or lists what there is."""
-    names = list(dict.fromkeys(known))
+    names = list(dict.fromkeys(filter(None, known)))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     close += [n for n in names if name and name in n and n not in close][: 3 - len(close)]
     if close:

@@ -20,7 +20,7 @@ from tensornet.decompositions import Decomposition
 from tensornet.delta import Delta
 from tensornet.errors import ConfigError, NonFiniteError, ShapeError, StateError, TaskFileError
 from tensornet.fingerprint import DTYPES, head_fingerprint
-from tensornet.heads import describe
+from tensornet.heads import describe, outputs
 from tensornet.names import check_task_name
 from tensornet.plan import TensorPlan
 from tensornet.records import (
@@ -163,14 +163,15 @@ def rewrite_task(path: str | Path, file: TaskFile) -> None:
 
 
 def _checked_classes(task: Task) -> list[str] | None:
-    """The task's classes, which are names, one for each output of a linear head."""
+    """The task's classes, which are names, one for each output of the head."""
     if task.classes is None:
         return None
     classes = task.classes
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise StateError(f"task {task.name!r}: its classes should be names in the order of the outputs; got {classes!r}")
-    if isinstance(task.head, nn.Linear) and len(classes) != task.head.out_features:
-        raise StateError(f"task {task.name!r}: its head has {task.head.out_features} outputs; got {len(classes)} classes")
+    width = None if task.head is None else outputs(task.head)
+    if width is not None and len(classes) != width:
+        raise StateError(f"task {task.name!r}: its head has {width} outputs; got {len(classes)} classes")
     return list(classes)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from tensornet.decompositions import Decomposition
@@ -17,6 +16,7 @@ from tensornet.fingerprint import head_fingerprint
 from tensornet.heads import build, input_width
 from tensornet.norms import own_copy
 from tensornet.plan import TensorPlan
+from tensornet.targets import is_transposed
 from tensornet.task import Task
 
 
@@ -33,13 +33,14 @@ def check_head(
         return
     _check_own(head, backbone, others)
     if head_path is None:
-        raise ShapeError("this backbone has no head to replace: it has no linear layer, or the config says head='none'")
+        why = "it has no linear layer, or the config says head='none'"
+        raise ShapeError(f"this backbone has no head to replace: {why}; say which layer it is: AdaptConfig(head='…')")
     if any(is_lazy(parameter) for parameter in head.parameters()):
         raise ShapeError("the head is lazy: it has no shapes yet; give it its sizes, such as nn.Linear(features, classes)")
     own = backbone.get_submodule(head_path)
     width, theirs = input_width(own), input_width(head)
     if width is not None and theirs is not None and width != theirs:
-        advice = f"make it nn.Linear({width}, …)"
+        advice = f"make it nn.{'Conv2d' if isinstance(own, nn.Conv2d) else 'Linear'}({width}, …)"
         raise ShapeError(f"the head takes {theirs} features, the backbone's {head_path!r} takes {width}: {advice}")
     if isinstance(head, nn.Linear) and isinstance(own, nn.Linear) and head.weight.dtype != own.weight.dtype:
         raise ShapeError(
@@ -92,7 +93,7 @@ def check_fit(
                 weight = modules[path]._parameters.get(parameter) if path in modules else None
                 if weight is None:
                     mismatches.append(f"{path}: '{parameter}' of shape {target.shape} expected; there is none")
-                elif isinstance(modules[path], _ConvTransposeNd) != target.transposed:
+                elif is_transposed(modules[path]) != target.transposed:
                     mismatches.append(f"{path}: the file and the network do not agree on whether it is transposed")
                 elif tuple(weight.shape) != target.shape:
                     mismatches.append(f"{path}: '{parameter}' of shape {target.shape} expected; got {tuple(weight.shape)}")

@@ -9,8 +9,10 @@ from torch import nn
 
 from tensornet.errors import TaskFileError
 
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
+    nn.Conv2d: ("in_channels", "out_channels", *_GEOMETRY),
     nn.Dropout: ("p",),
     nn.ReLU: (),
     nn.GELU: ("approximate",),
@@ -34,12 +36,15 @@ def describe(head: nn.Module) -> dict[str, Any]:
         return {"type": "Sequential", "layers": layers}
     if type(head) not in _ARGUMENTS or head.state_dict().keys() - _STATE:
         return {"type": "custom"}
-    spec = {"type": type(head).__name__} | {name: getattr(head, name) for name in _ARGUMENTS[type(head)]}
-    if isinstance(head, nn.Linear) or (isinstance(head, nn.LayerNorm) and head.elementwise_affine):
+    spec = {"type": type(head).__name__} | {name: _plain(getattr(head, name)) for name in _ARGUMENTS[type(head)]}
+    if isinstance(head, nn.Linear | nn.Conv2d) or (isinstance(head, nn.LayerNorm) and head.elementwise_affine):
         spec["bias"] = head.bias is not None
-    if isinstance(head, nn.LayerNorm):
-        spec["normalized_shape"] = list(head.normalized_shape)
     return spec
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
@@ -60,23 +65,33 @@ def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
     if kind not in _BY_NAME:
         raise TaskFileError(f"the head is of a kind that a file cannot describe ({kind!r}); pass head=… to load it")
     allowed = {*_ARGUMENTS[_BY_NAME[kind]]}
-    if kind == "Linear" or (kind == "LayerNorm" and arguments.get("elementwise_affine")):
+    if kind in ("Linear", "Conv2d") or (kind == "LayerNorm" and arguments.get("elementwise_affine")):
         allowed.add("bias")
-    sizes = [v for v in arguments.values() if isinstance(v, int) and not isinstance(v, bool)]
+    each = [v for value in arguments.values() for v in (value if isinstance(value, list) else [value])]
+    sizes = [v for v in each if isinstance(v, int) and not isinstance(v, bool)]
     if set(arguments) != allowed or any(abs(size) > 2**31 for size in sizes):
         raise TaskFileError(f"the head's {kind} should have the settings {sorted(allowed)}; got {arguments}")
     try:
         with torch.device("meta"):
-            return _BY_NAME[kind](**arguments)
+            return _BY_NAME[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
     except (TypeError, ValueError, RuntimeError) as error:
         raise TaskFileError(f"the head's {kind} cannot be built from {arguments}: {error}") from None
 
 
 def input_width(head: nn.Module) -> int | None:
-    """The features that a head takes, where its first layer that minds is a linear one; None where that is not so."""
+    """The features that a head takes, where its first layer that minds is linear or a convolution; None where it is not."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             return module.in_features
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
         if not isinstance(module, nn.Sequential | nn.Dropout | nn.Identity | nn.ReLU | nn.GELU | nn.Tanh | nn.LayerNorm):
             return None
     return None
+
+
+def outputs(head: nn.Module) -> int | None:
+    """The channels that a head gives, where it is one layer that says so."""
+    if isinstance(head, nn.Linear):
+        return head.out_features
+    return head.out_channels if isinstance(head, nn.Conv2d) else None

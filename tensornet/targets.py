@@ -24,7 +24,7 @@ class Target:
     Attributes:
         module, parameter: where it is, such as "layer1.0.conv1" and "weight".
         shape: of the weight.
-        transposed: whether its first mode is C_in (transposed convolutions), not C_out.
+        transposed: whether its first mode is C_in (transposed convolutions, `Conv1D` of transformers), not C_out.
         kernel: whether the modes after the first two are a convolution's kernel.
         order: place of the module in the network.
         tied: other places (module, parameter) that hold the same weight.
@@ -127,7 +127,7 @@ def candidates(backbone: nn.Module) -> list[Target]:
                 path,
                 name,
                 tuple(parameter.shape),
-                transposed=isinstance(module, _ConvTransposeNd),
+                transposed=is_transposed(module),
                 kernel=isinstance(module, _ConvNd),
                 order=order,
             )
@@ -202,9 +202,19 @@ def _weights(module: nn.Module) -> Sequence[str]:
     names: tuple[str, ...] = ()
     if isinstance(module, nn.MultiheadAttention):
         names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    elif isinstance(module, _ConvNd | nn.Linear | nn.Embedding):
+    elif isinstance(module, _ConvNd | nn.Linear | nn.Embedding) or _is_conv1d(module):
         names = ("weight",)
     return [name for name in names if module._parameters.get(name) is not None]
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight of a layer has C_in before C_out."""
+    return isinstance(module, _ConvTransposeNd) or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the linear layer of GPT-2 in transformers, which need not be installed."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def _is_embedding(backbone: nn.Module, target: Target) -> bool:

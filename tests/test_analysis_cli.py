@@ -167,6 +167,7 @@ def test_choose_extract_and_train_with_the_plan(data_root, tuned, tmp_path):
     assert set(found["test"]) >= {"fine-tuned", "the plan"}
     assert found["test"]["fine-tuned"]["accuracy"] > 0.8
     assert tn.read_task(tmp_path / "task").parameter_counts()["deltas"] == found["parameters"]
+    assert tn.read_task(tmp_path / "task").record.classes == ["ant", "bee"]
     assert (tmp_path / "p.png").stat().st_size > 10_000
     shown = ran("choose", "--tuned", tmp_path / "task", "--budget", "100")
     assert "relative error" in shown
@@ -179,6 +180,7 @@ def test_choose_extract_and_train_with_the_plan(data_root, tuned, tmp_path):
     assert made.parameter_counts()["deltas"] == found["parameters"]
     plan.unlink()
     ran("evaluate", tmp_path / "run", "--data", data_root)
+    assert "give --tuned" in refused("choose", *given, "--unit", "multiply_adds")
     by_gradient = json.loads(ran("choose", *given, "--json"))
     assert by_gradient["cost"] <= by_gradient["budget"]
     ran("extract", tuned, "--backbone", "hub:hub:tiny", "--data", data_root, "--rank", "2", "--out", tmp_path / "cp")

@@ -91,6 +91,36 @@ def test_transformers_bert():
                 torch.testing.assert_close(rows[i]["logits"], net(**inputs)["logits"][i], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("folding", ["layer", "depth"])
+def test_transformers_gpt2(folding, tmp_path):
+    """Its linear layers have their weights the other way round."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, num_labels=3, pad_token_id=0
+    )
+
+    def network():
+        torch.manual_seed(0)
+        return tn.adapt(transformers.GPT2ForSequenceClassification(config).eval(), tn.AdaptConfig("cp", 2, folding=folding))
+
+    net = network()
+    assert "transformer.h.1.mlp.c_fc" in {member.target.name for plan in net.plans for member in plan.fold.members}
+    trained(net.add_task("a", nn.Linear(16, 3)), scale=0.1)
+    net.save_task("a", tmp_path / "a")
+    x = torch.randint(1, 50, (4, 7))
+    net.set_task("a")
+    y = net(x).logits
+    y.sum().backward()
+    assert all(p.grad is not None for p in net["a"].parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(net.merged("a")(x).logits, y, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(net(x, tasks=["a", None, "a", None])[0]["logits"], y[0], rtol=1e-4, atol=1e-5)
+        other = network()
+        other.load_task(tmp_path / "a")
+        other.set_task("a")
+        assert torch.equal(other(x).logits, net(x).logits)
+
+
 def test_the_real_backbones(data):
     for entry, width, size in (("resnet20", 64, 32), ("mobilenet_v2_035", 1280, 64)):
         backbone = tn.load_backbone(f"hub:backbones:{entry}", root=data)

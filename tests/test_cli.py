@@ -229,7 +229,7 @@ def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
     (tmp_path / "r.toml").write_text(text.replace('name = "parquet"', 'name = "../parquet"'))
     said = refused("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out")
     for words in (
-        "line 6",
+        "line 8: adapt: rank",
         "rank must be a positive int",
         "line 10",
         "greater than 0",
@@ -370,3 +370,31 @@ def test_the_real_run(data, tmp_path):
     found = {row["variant"]: row for row in rows}
     assert found["cp16"]["parameters"] == {"deltas": 23_776, "norms": 1_376, "head": 455, "total": 25_607}
     assert found["cp16"]["value"] > found["head"]["value"] > 1 / 7
+
+
+def test_every_mistake_of_a_recipe_with_its_own_line(data_root, tmp_path):
+    text = RECIPE.replace('decomposition = "cp"', 'decomposition = "pc"').replace("epochs = 6", "epochs = 0")
+    (tmp_path / "r.toml").write_text("\ufeff" + text, "utf-8")  # as some editors begin a file
+    said = refused("train", tmp_path / "r.toml", "--out", tmp_path / "out")
+    lines = text.splitlines()
+    for key, words in (("decomposition", "adapt: unknown decomposition 'pc'"), ("epochs", "train.epochs: Input should be")):
+        number = next(i for i, line in enumerate(lines, 1) if line.startswith(key))
+        assert f"line {number}: {words}" in said
+    (tmp_path / "r.toml").write_text(RECIPE)
+    args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--variant", "taught")
+    assert "there is no variant 'taught'. There is none." in refused(*args)
+    args = ("ranks", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--variant", "taught")
+    assert "has no variants; leave --variant out" in refused(*args)
+
+
+def test_consoles_that_do_not_know_every_letter_and_a_full_disk(trained_run):
+    task = trained_run / "tasks/folders"
+    command = [sys.executable, "-m", "tensornet.cli", "norms", str(task)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"folders" in done.stdout
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--json"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -17,7 +17,7 @@ from torch import nn
 import analysis
 import tensornet as tn
 from tensornet import atomic
-from tensornet.errors import MismatchError, NameTakenError, NonFiniteError, StateError, TaskFileError, WriteError
+from tensornet.errors import MismatchError, NameTakenError, NonFiniteError, ShapeError, StateError, TaskFileError, WriteError
 from tests.toys import Encoder, ResNet, Transformer, trained
 
 
@@ -442,3 +442,23 @@ def test_files_of_before_there_were_classes_are_read(saved):
     sign(path, record, load((path / "task.safetensors").read_bytes()))
     analysis.prune(path, path / "small", keep=2)
     assert network().load_task(path / "small").classes is None
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 3, "padding": "same", "bias": False, "groups": 2}])
+def test_a_convolution_is_a_head_too(options, tmp_path):
+    def network():
+        torch.manual_seed(0)
+        backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        return tn.adapt(backbone.eval(), tn.AdaptConfig("cp", rank=2, head="2"))
+
+    net = network()
+    head = nn.Conv2d(8, 4, **({"kernel_size": 1} | options))
+    trained(net.add_task("t", head)).classes = ("sky", "road", "tree", "car")
+    net.save_task("t", tmp_path / "t")
+    other = network()
+    other.load_task(tmp_path / "t")
+    x = torch.randn(2, 3, 8, 8)
+    with net.task("t"), other.task("t"):
+        assert torch.equal(net(x), other(x))
+    with pytest.raises(ShapeError, match=r"the head takes 6 features, the backbone's '2' takes 8: make it nn.Conv2d\(8, …"):
+        net.add_task("u", nn.Conv2d(6, 4, 1))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from tensornet.backbones import load_backbone
-from tensornet.errors import RecipeError
+from tensornet.cli import app
+from tensornet.data.sources import read_domain
+from tensornet.errors import DataError, RecipeError
 from tensornet.training.grid import Grid
 from tensornet.training.reading import load_recipe
 from tensornet.training.recorded import recorded_recipes
@@ -224,3 +227,32 @@ def test_the_rows_of_the_documentation_are_runs_of_the_shipped_recipes(file, rec
     digests = {(run.variant, run.task.name, run.seed): run.digest for run in every_run(load_recipe(recipe, settings))}
     assert recorded
     assert {digests[row["variant"], row["task"], row["seed"]] == row["digest"] for row in recorded} == {True}
+
+
+def test_a_network_that_is_lost_is_named(train, data, tmp_path):
+    ran(*train())
+    shutil.rmtree(tmp_path / "out/tasks/folders")
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out"), "--data", str(data), "--json"])
+    assert [row["task"] for row in json.loads(done.stdout)] == ["parquet"]
+    assert f"left out: folders seed 0 has a result, but its network {tmp_path / 'out/tasks/folders'} is gone" in done.stderr
+    done = CliRunner().invoke(app, [*map(str, train()), "--check"])
+    assert f"its network is gone: delete {tmp_path / 'out/runs/folders/seed-0.json'} to train it again" in done.stderr
+
+
+def test_a_run_that_was_stopped_before_its_first_end_is_one(train, data, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Grid, "execute", stopped)
+    assert "goes on where it stopped" in refused(*train(), code=130)
+    assert "holds no trained tasks yet" in refused("evaluate", tmp_path / "out", "--data", data)
+    monkeypatch.undo()
+    ran(*train(), "--set", "train.seeds=[1]", "--task", "folders")
+    assert [row[2] for row in rows(tmp_path / "out")] == [1], "no result began with another seed"
+    assert "began with 1 here" in refused(*train(), "--set", "train.seeds=[0]")
+
+
+def test_a_folder_that_cannot_be_read(train, data, monkeypatch):
+    monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(DataError, match="train cannot be read: Permission denied"):
+        read_domain(data / "folders")

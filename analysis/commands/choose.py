@@ -56,6 +56,8 @@ def choose(
         raise ConfigError("--extract writes the deltas of --tuned for the backbone of --recipe: give both")
     if test and (not recipe or tuned is None or tuned.is_dir()):
         raise ConfigError("--test extracts from the checkpoint --tuned on the data of --recipe: give both")
+    if recipe and tuned is None and unit == "multiply_adds":
+        raise ConfigError("multiply-adds are counted on the inputs of a fine-tuned network: give --tuned")
     names = [name.strip() for name in decompositions.split(",") if name.strip()] or None
     setting, own = None, dict[str, Any]()
     if recipe:
@@ -82,6 +84,7 @@ def choose(
 
         net = setting.network()
         made = extract_task(net, task, setting.tuned(tuned), plan.config(net.config), plan.decompositions)
+        made.classes = setting.classes
         if reestimate:
             from tensornet.training.statistics import reestimate as estimate
 

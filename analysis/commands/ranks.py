@@ -38,6 +38,8 @@ def ranks(
     from tensornet.training.table import scored_on
 
     recipes = load_recipe(recipe, settings)
+    if variant and list(recipes) == [""]:
+        raise ConfigError(f"{recipe} has no variants; leave --variant out")
     if variant not in recipes:
         raise ConfigError(f"say with --variant which variant of {recipe} to vary. {near(variant, recipes)}")
     grid = Grid(rank_recipes(recipes[variant], rank or RANKS, seeds), data, out, task)

@@ -60,7 +60,7 @@ class Setting:
 
     def base(self) -> nn.Module:
         """The backbone with a head for the task's classes."""
-        return headed(self.network(), self._classes)
+        return headed(self.network(), len(self.classes))
 
     def tuned(self, path: Path) -> nn.Module:
         """The network with the weights of a checkpoint, or of a task folder.
@@ -69,7 +69,7 @@ class Setting:
             BackboneError: the checkpoint cannot be read, or does not fit.
             TaskFileError: the task cannot be read, or is of another backbone.
         """
-        return saved_network(self.network(), path, self._classes)
+        return saved_network(self.network(), path, len(self.classes))
 
     def gradients(self) -> list[Change]:
         """−∂L/∂W on the training images, with a head trained for a few epochs on frozen features."""
@@ -95,8 +95,9 @@ class Setting:
         return self._grid.inputs(self._run)
 
     @property
-    def _classes(self) -> int:
-        return len(self._grid.splits(self._run.task)[0].classes)
+    def classes(self) -> tuple[str, ...]:
+        """Of the task, in their order."""
+        return self._grid.splits(self._run.task)[0].classes
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         train, _ = self._grid.images(self._run)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from tensornet.commands.output import Json, print_json, print_table
 
@@ -27,9 +28,14 @@ def evaluate(
     from tensornet.network import AdaptedNetwork
     from tensornet.training import fit
     from tensornet.training.grid import Grid
-    from tensornet.training.recorded import recorded_recipes, trained_tasks
+    from tensornet.training.recorded import recorded_recipes, trained_tasks, without_network
+    from tensornet.training.run import every_run
 
     recipes = recorded_recipes(run)
+    for one in without_network(every_run(recipes), run):
+        if not task or one.task.name in task:
+            lost = f"left out: {one.label} has a result, but its network {one.network(run)} is gone"
+            Console(stderr=True).print(lost, markup=False, highlight=False, soft_wrap=True)
     grid = Grid(recipes, data, run, task or trained_tasks(recipes, run))
     networks: dict[str, AdaptedNetwork] = {}
     net: nn.Module

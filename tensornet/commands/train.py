@@ -28,6 +28,7 @@ def train(
     """Train every task of a recipe; runs that are done are kept, and a killed run goes on from its last epoch."""
     from tensornet.training.grid import Grid
     from tensornet.training.reading import load_recipe
+    from tensornet.training.recorded import without_network
     from tensornet.training.table import scored_on, table
 
     recipes = load_recipe(recipe, settings)
@@ -36,6 +37,9 @@ def train(
     done = grid.done()
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
     console.print(f"{runs}, {done} done; results go to {out}", markup=False, highlight=False)
+    for run in without_network(grid.runs, out):
+        lost = f"{run.label} is done, but its network is gone: delete {run.record(out)} to train it again"
+        console.print(lost, markup=False, highlight=False, soft_wrap=True)
     if check:
         print_check(grid, done, json)
         return

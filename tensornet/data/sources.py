@@ -102,13 +102,16 @@ def read_folder(folder: Path) -> Split:
     """A folder with one folder of images per class, sorted by name (ImageFolder); what begins with a dot is left out.
 
     Raises:
-        DataError: there is no such folder, no class, or no image.
+        DataError: there is no such folder, it cannot be read, or holds no class or no image.
     """
     if not folder.is_dir():
         raise DataError(
             f"{folder} does not exist; expected train/CLASS/ and test/CLASS/ folders, or train.parquet and test.parquet"
         )
-    classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    try:
+        classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}") from None
     images, labels = [], []
     for label, name in enumerate(classes):
         every = sorted(p for p in _files(folder / name) if p.suffix.lower() in SUFFIXES)

@@ -258,7 +258,7 @@ class Grid:
         """
         diverged: list[str] = []
         self.done()
-        make_folder(self.out)
+        self.results()
         for i, run in enumerate(self.runs):
             row = self.finished(run)
             if row is None:

@@ -96,7 +96,7 @@ def _text(source: str) -> str:
     if path.suffix != ".toml" and source in shipped():
         return (resources.files("tensornet.recipes") / f"{source}.toml").read_text("utf-8")
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"recipe {source}", [f"it cannot be read: {error}. The package has: {', '.join(shipped())}"]
@@ -199,5 +199,7 @@ def _sentences(error: ValidationError, lines: Mapping[tuple[str, ...], int], var
             said = f"unknown key. {near(path[-1], known, limit=20)}"
         elif mistake["type"] != "missing" and not isinstance(mistake["input"], dict):
             said += f"; got {mistake['input']!r}"
-        sentences.append(f"{_at(lines, path, variant)}{'.'.join(path)}: {said}")
+        # a config is checked as a whole, and names what is wrong
+        named = [key for key in mistake["input"] if key in said] if path == ("adapt",) else []
+        sentences.append(f"{_at(lines, (*path, *named[:1]), variant)}{'.'.join(path)}: {said}")
     return sentences

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from tensornet.config import AdaptConfig
+from tensornet.errors import UnknownNameError
 from tensornet.names import check_task_name
 
 
@@ -196,7 +197,10 @@ class Recipe(_Table):
     @field_validator("adapt")
     @classmethod
     def _is_a_config(cls, adapt: dict[str, Any]) -> dict[str, Any]:
-        AdaptConfig.from_dict(adapt)
+        try:
+            AdaptConfig.from_dict(adapt)
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from None  # a KeyError would keep the other mistakes from being found
         return adapt
 
     @property

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensornet.errors import RecipeError, TaskFileError
 from tensornet.training.recipe import Recipe, TaskEntry
-from tensornet.training.run import every_run
+from tensornet.training.run import Run, every_run
 
 
 def recorded_recipes(out: Path) -> dict[str, Recipe]:
@@ -37,6 +37,11 @@ def trained_tasks(recipes: Mapping[str, Recipe], out: Path) -> list[str]:
     return names
 
 
+def without_network(runs: Iterable[Run], out: Path) -> list[Run]:
+    """Those of some runs that have a result in ``out``, and no network any more."""
+    return [run for run in runs if not run.network(out).exists() and read_row(run.record(out)) is not None]
+
+
 def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> dict[str, Recipe]:
     """The recipes of all runs in a folder, after those of one more recipe.
 
@@ -61,12 +66,12 @@ def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> di
         if now is None:
             found[name] = recipe
             continue
+        held = _with_results(out, before, name)
         first, second = recipe.train.seeds[0], now.train.seeds[0]
-        if first != second:
+        if held and first != second:
             advice = "keep the first and pick seeds with --seed, or choose another --out"
             raise RecipeError(str(out), [f"train.seeds began with {first} here and begins with {second} now: {advice}"])
-        held = _with_results(out, before, name)
-        if _settings(recipe) == _settings(now):
+        if held and _settings(recipe) == _settings(now):
             found[name] = _joined(recipe, now, held)
         elif held:
             if name in wanted:
