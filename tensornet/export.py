@@ -56,10 +56,15 @@ def export_task(net: AdaptedNetwork, name: str, path: str | Path) -> list[Export
 
     Raises:
         UnknownNameError: there is no task of that name.
-        StateError: the task has no delta that LoRA can say, or a head or norm with other tensors than the backbone's.
+        StateError: the task has no delta that LoRA can say, a head or norm with other tensors than the backbone's, or layers
+            that PEFT cannot tell apart.
         WriteError: as `write_folder`.
     """
     task, plain = net[name], net.merged(name)
+    if "" in task.contents():
+        raise StateError(
+            "the backbone is one layer, which PEFT cannot replace; merge the task into ordinary weights instead"
+        )
     loras = {layer: parts for layer, content in task.contents().items() if (parts := _lora(net, layer, content)) is not None}
     whole = _whole([layer for layer in task.contents() if layer not in loras], [path for path, _ in plain.named_modules()])
     tensors: dict[str, dict[str, Tensor]] = {}

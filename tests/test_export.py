@@ -136,6 +136,10 @@ def test_refusals(tmp_path):
         tn.export_task(net, "b", tmp_path / "a")
     with pytest.raises(UnknownNameError):
         tn.export_task(net, "c", tmp_path / "a")
+    alone = tn.adapt(nn.Linear(4, 4))
+    alone.add_task("a")
+    with pytest.raises(StateError, match="one layer, which PEFT cannot replace"):
+        tn.export_task(alone, "a", tmp_path / "a")
     net.add_task("d", config=tn.AdaptConfig("cp", rank=2))
     (tmp_path / "a").mkdir()
     (tmp_path / "a/notes.txt").write_text("mine")
@@ -151,3 +155,25 @@ def test_the_config_says_the_ranks_by_whole_paths(tmp_path):
     assert (written["r"], written["lora_alpha"], written["rank_pattern"]) == (2, 2, {"^conv1": 3})
     assert written["alpha_pattern"] == written["rank_pattern"]
     assert "fc" in written["modules_to_save"]
+
+
+class Nested(nn.Module):
+    """A layer inside another whose path ends in that of a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out_proj = nn.LayerNorm(8)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.fc(self.out_proj(self.attention(x, x, x)[0]).mean(1))
+
+
+def test_layers_that_peft_cannot_tell_apart_are_refused(tmp_path):
+    net = tn.adapt(Nested(), tn.AdaptConfig("cp", rank=2))
+    net.add_task("a", nn.Linear(8, 3))
+    with pytest.raises(StateError, match=r"attention\.out_proj lies in attention, and PEFT can keep but one"):
+        tn.export_task(net, "a", tmp_path / "a")

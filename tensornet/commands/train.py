@@ -37,9 +37,11 @@ def train(
     done = grid.done()
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
     console.print(f"{runs}, {done} done; results go to {out}", markup=False, highlight=False)
-    for run in without_network(grid.runs, out):
-        lost = f"{run.label} is done, but its network is gone: delete {run.record(out)} to train it again"
-        console.print(lost, markup=False, highlight=False, soft_wrap=True)
+    lost = without_network(grid.runs, out)
+    if lost:
+        said = f"{len(lost)} done without a network that could be used, such as {lost[0].label}"
+        advice = f"delete {lost[0].record(out)} to train it again"
+        console.print(f"{said}: {advice}", markup=False, highlight=False, soft_wrap=True)
     if check:
         print_check(grid, done, json)
         return
