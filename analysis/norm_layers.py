@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from tensornet.errors import MismatchError
+from tensornet.evaluation import evaluated
 from tensornet.files import TaskFile
-from tensornet.fingerprint import fingerprint
+from tensornet.fingerprint import fingerprint, same_values
+from tensornet.norms import KINDS
 
 
 def norm_changes(file: TaskFile, backbone: nn.Module) -> dict[str, float]:
@@ -18,7 +23,8 @@ def norm_changes(file: TaskFile, backbone: nn.Module) -> dict[str, float]:
 
     A batch norm computes y = s·x + b per channel, s = γ/√(σ² + ε), b = β − s·μ, and the task's x has mean μ_t and variance
     σ_t²; so E‖y_t − y‖² = Σ (s_t − s)² σ_t² + ((s_t − s) μ_t + b_t − b)². A norm without running statistics puts out
-    γ·x̂ + β with x̂ of unit variance, so it is Σ (γ_t − γ)² + (β_t − β)².
+    γ·x̂ + β with x̂ of unit variance, so it is Σ (γ_t − γ)² + (β_t − β)². A norm of another library is run on 1024
+    normal vectors; where it takes none, its change is infinite.
 
     Args:
         file: the task.
@@ -28,17 +34,32 @@ def norm_changes(file: TaskFile, backbone: nn.Module) -> dict[str, float]:
         MismatchError: it belongs to another backbone.
     """
     record = file.record.backbone
-    found = fingerprint(backbone, record.head)["stored"] if _has(backbone, record.head) else "no such head"
-    if found != record.hash and found not in record.hash_as.values():
+    found = fingerprint(backbone, record.head) if _has(backbone, record.head) else {"stored": "no such head"}
+    if not same_values(record.hash, record.hash_as, found):
         raise MismatchError(
             f"task {file.name!r} does not belong to this backbone",
-            [f"backbone {record.name!r} with hash {record.hash[:12]}… expected; this one's is {found[:12]}…"],
+            [f"backbone {record.name!r} with hash {record.hash[:12]}… expected; this one's is {found['stored'][:12]}…"],
         )
     changes = {}
     for path, own in file.norms.items():
         layer = backbone.get_submodule(path)
-        changes[path] = _change(own, layer.state_dict(), layer)
+        changes[path] = _change(own, layer.state_dict(), layer) if isinstance(layer, KINDS) else _measured(own, layer)
     return changes
+
+
+def _measured(own: Mapping[str, Tensor], layer: nn.Module) -> float:
+    """The same of a layer of another library, by what it puts out."""
+    width = max(tensor.numel() for tensor in own.values())
+    x = torch.randn(1024, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wide = copy.deepcopy(layer).cpu().double()
+    state = {name: tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for name, tensor in own.items()}
+    with torch.no_grad(), evaluated(wide):
+        try:
+            y, before = functional_call(wide, state, x).double(), wide(x).double()
+        except Exception:  # code of others: what takes no rows of vectors stays the task's own
+            return math.inf
+    total = float(y.square().sum())
+    return float((y - before).square().sum() / total) ** 0.5 if total else 0.0
 
 
 def _change(own: Mapping[str, Tensor], shared: Mapping[str, Tensor], layer: nn.Module) -> float:

@@ -136,10 +136,32 @@ class _Spaces:
 
 def _space(delta: Delta, mode: int) -> Tensor:
     """Orthonormal directions of the output (0) or input (1) channels that hold `LEADING` of the energy."""
-    tensor = delta.channels_first().detach().double()
-    matrix = tensor.movedim(mode, 0).flatten(1)
+    with torch.no_grad():
+        thin = _product(delta, mode)
+        matrix = delta.channels_first().double().movedim(mode, 0).flatten(1) if thin is None else thin
     u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
     energy = s.square().cumsum(0)
     if not float(energy[-1]):
         return u[:, :0]
     return u[:, : int((energy < LEADING * energy[-1]).sum()) + 1]
+
+
+def _product(delta: Delta, mode: int) -> Tensor | None:
+    """A matrix of a few columns with the singular values and left vectors of the unfolding; None where factors give none.
+
+    The unfolding is left · right with a thin left; with QR = rightᵀ, left · Rᵀ is that matrix.
+    """
+    parts = delta.bottleneck()
+    if parts is None:
+        return None
+    out, core, into = parts.to(torch.float64)
+    if mode == 0:
+        left, right = out, parts.to(torch.float64).rows()
+    elif into is None:
+        return None
+    elif core is None:
+        left, right = into.T, out.T
+    else:
+        inner = torch.diag_embed(core.T).permute(1, 2, 0) if core.ndim == 2 else core
+        left, right = into.T, torch.einsum("oq,qpk->pok", out, inner).flatten(1)
+    return left @ torch.linalg.qr(right.T, mode="r").R.T

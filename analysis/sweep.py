@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -113,7 +114,8 @@ def _key(point: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _spread(norms: Sequence[float]) -> list[float]:
-    """Zero, quantiles, and a value above all, to three digits."""
+    """Zero, quantiles, and a value above all, to three digits; what changed from a weight of zero is beyond them."""
+    norms = [norm for norm in norms if math.isfinite(norm)] or [1.0]
     inner = [float(f"{value:.3g}") for value in np.quantile(norms, np.linspace(0.1, 0.9, POINTS - 2))]
     return [0.0, *inner, float(f"{1.01 * max(norms):.3g}")]
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import gathered
-from tensornet.errors import BackboneError, MismatchError, NonFiniteError
+from tensornet.errors import BackboneError, ConfigError, MismatchError, NonFiniteError
 from tensornet.names import behind_prefix
 from tensornet.network import AdaptedNetwork
 from tensornet.plan import TensorPlan
-from tensornet.targets import candidates
+from tensornet.targets import candidates, key_of
 from tensornet.task import Task
 
 
@@ -41,6 +41,7 @@ def extract_task(
 
     Raises:
         MismatchError: names or shapes differ from the backbone's; all that do are listed.
+        ConfigError: a tensor that is decomposed already is not of the decomposition, shape and rank that the config says.
         BackboneError: the head is no linear layer, so that none of another width can be made.
         NonFiniteError: a tensor of ``tuned`` holds NaN or infinity.
 
@@ -67,14 +68,17 @@ def extract_task(
             raise NonFiniteError(f"{key} of the tuned network holds NaN or infinity; did its training diverge?")
     task = net.add_task(name, _head(net, state), config)
     try:
-        carried = set(_norms_taken(task, state))
+        carried = _norms_taken(net, task, state)
         for plan, module in task.tensors():
             known = (decompositions or {}).get(plan.fold.name)
+            if known is not None and (type(known), known.shape, known.rank) != (plan.cls, plan.shape, plan.rank):
+                raise ConfigError(f"{plan.fold.name}: {plan.decomposition} of rank {plan.rank} is configured; got {known!r}")
             made = known if known is not None else _decomposed(plan, own, state, seed)
+            scales = {plan.cls.zero: 1.0 if known is None else plan.scale}
             with torch.no_grad():
                 for factor, value in made.factors().items():
-                    module.get_parameter(factor).copy_(value)
-        carried |= {f"{path}.{parameter}" for path, parameter in _left_to_the_config(net, task)} - _untied(task, state)
+                    module.get_parameter(factor).copy_(value / scales.get(factor, 1.0))
+        carried |= {key_of(path, parameter) for path, parameter in _left_to_the_config(net, task)} - _untied(task, state)
         lost = [key for key in outside if key not in carried and not torch.equal(own[key].cpu(), state[key].cpu())]
         if lost:
             warnings.warn(
@@ -95,7 +99,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _untied(task: Task, state: Mapping[str, Tensor]) -> set[str]:
     """Weights that are one in the backbone, so that one delta serves them, and no longer are in a state dict."""
     targets = [member.target for plan, _ in task.tensors() for member in plan.fold.members]
-    first = {f"{path}.{name}": f"{t.module}.{t.parameter}" for t in targets for path, name in t.places}
+    first = {key_of(path, name): t.key for t in targets for path, name in t.places}
     return {key for key, other in first.items() if not torch.equal(state[key], state[other])}
 
 
@@ -109,19 +113,24 @@ def _left_to_the_config(net: AdaptedNetwork, task: Task) -> set[tuple[str, str]]
 def _decomposed(plan: TensorPlan, before: Mapping[str, Tensor], after: Mapping[str, Tensor], seed: int) -> Decomposition:
     deltas = {}
     for member in plan.fold.members:
-        key = f"{member.target.module}.{member.target.parameter}"
+        key = member.target.key
         wide = torch.promote_types(torch.promote_types(before[key].dtype, after[key].dtype), torch.float32)
         deltas[member.target.name] = (after[key].to("cpu", wide) - before[key].to("cpu", wide)) / plan.scale
     return plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed)
 
 
-def _norms_taken(task: Task, state: Mapping[str, Tensor]) -> list[str]:
-    """Fill the task's norms from a state dict; the keys that were taken."""
-    taken: list[str] = []
+def _norms_taken(net: AdaptedNetwork, task: Task, state: Mapping[str, Tensor]) -> set[str]:
+    """Fill the task's norms from a state dict; the keys that were taken, under every path that a norm has."""
+    taken: set[str] = set()
+    every = list(net.backbone.named_modules(remove_duplicate=False))
     for path, norm in task.own_norms().items():
-        keys = {name: f"{path}.{name}" for name in norm.state_dict()}
-        norm.load_state_dict({name: state[key] for name, key in keys.items()})
-        taken += keys.values()
+        shared = net.backbone.get_submodule(path)
+        names = list(norm.state_dict())
+        norm.load_state_dict({name: state[key_of(path, name)] for name in names})
+        for other in [place for place, module in every if module is shared]:
+            taken |= {
+                key_of(other, name) for name in names if torch.equal(state[key_of(other, name)], state[key_of(path, name)])
+            }
     return taken
 
 

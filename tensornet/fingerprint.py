@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ def fingerprint(backbone: nn.Module, head: str | None) -> dict[str, str]:
             digest.update(f"{name}|{converted.dtype}|{tuple(converted.shape)}|".encode())
             digest.update(_bytes(converted))
     return {label: digest.hexdigest() for label, digest in hashes.items()}
+
+
+def same_values(stored: str, others: Mapping[str, str], identity: Mapping[str, str]) -> bool:
+    """Whether a recorded hash, or one of the same tensors in ``others`` dtypes, is of this backbone, in whatever dtype."""
+    return identity["stored"] in (stored, *others.values()) or stored in identity.values()
 
 
 def head_fingerprint(backbone: nn.Module, head: str | None) -> str | None:

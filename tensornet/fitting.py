@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from tensornet.decompositions import Decomposition
 from tensornet.errors import MismatchError, ShapeError, StateError, TaskFileError
 from tensornet.files import TaskFile
-from tensornet.fingerprint import head_fingerprint
+from tensornet.fingerprint import head_fingerprint, same_values
 from tensornet.heads import build, input_width
 from tensornet.norms import own_copy
 from tensornet.plan import TensorPlan
@@ -73,7 +73,7 @@ def check_fit(
     record = file.record.backbone
     mismatches: list[str] = []
     if record.hash != identity["stored"]:
-        if identity["stored"] in record.hash_as.values() or record.hash in identity.values():
+        if same_values(record.hash, record.hash_as, identity):
             warnings.warn(f"task {file.name!r} was made on this backbone in another dtype", stacklevel=3)
         else:
             mismatches.append(

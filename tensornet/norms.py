@@ -16,7 +16,8 @@ from tensornet.targets import check_patterns, inside, matches
 
 _STATE = {*vars(nn.Module()), "_slot"}
 _PLAIN = (bool, int, float, str, tuple, NoneType)
-_KINDS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+KINDS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""The normalisation layers of PyTorch."""
 
 
 def find_norms(backbone: nn.Module, head: str | None) -> list[str]:
@@ -76,7 +77,7 @@ def _leaf_copy(norm: nn.Module) -> nn.Module:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    if isinstance(module, _KINDS):
+    if isinstance(module, KINDS):
         return True
     called_one = "Norm" in type(module).__name__ and not isinstance(module, nn.Linear | nn.Embedding | _ConvNd)
     inside = [child for child in module.children() if next(child.parameters(), None) is not None]

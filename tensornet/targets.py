@@ -43,7 +43,12 @@ class Target:
         """The module path, with the parameter where that is not `weight`."""
         if self.parameter == "weight":
             return self.module
-        return f"{self.module}.{self.parameter}" if self.module else self.parameter
+        return self.key
+
+    @property
+    def key(self) -> str:
+        """Of the weight in a state dict."""
+        return key_of(self.module, self.parameter)
 
     @property
     def places(self) -> tuple[tuple[str, str], ...]:
@@ -60,6 +65,11 @@ class Target:
         first, second, *kernel = self.shape
         out, into = (second, first) if self.transposed else (first, second)
         return {"out": out, "in": into} | ({"kernel": math.prod(kernel)} if self.kernel else {})
+
+
+def key_of(module: str, parameter: str) -> str:
+    """The key of a parameter in a state dict; the root has no name."""
+    return f"{module}.{parameter}" if module else parameter
 
 
 def matches(patterns: Patterns, path: str) -> bool:
@@ -155,8 +165,8 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
     chosen = [t for t in chosen if not any(matches(config.exclude, name) for name in t.names)] if config.exclude else chosen
     computed = [path for path in computed if not (config.exclude and matches(config.exclude, path))]
     paths = [*(name for target in chosen for name in target.names), *computed]
-    for pattern in config.per_layer:
-        check_patterns("layers", pattern, paths)
+    for pattern, own in config.per_layer.items():
+        check_patterns("layers", pattern, known if own.decomposition == NONE else paths)
     selected = [(target, _choice(config, target.names)) for target in chosen]
     selected = [(target, choice) for target, choice in selected if choice.decomposition != NONE]
     for target, _ in selected:

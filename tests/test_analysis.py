@@ -16,6 +16,8 @@ import tensornet as tn
 from analysis.commands.amounts import amount
 from analysis.figures import layer_lines, layer_norms_figure, save_figure, similarity_map
 from analysis.figures.canvas import line_styles, short
+from analysis.similarity import LEADING, overall, shareable, similarity
+from analysis.sweep import _spread
 from tensornet.commands.output import print_table
 from tensornet.errors import ConfigError, TaskFileError, WriteError
 from tests.toys import ResNet, trained
@@ -209,3 +211,41 @@ def test_amounts(text, value):
 def test_amounts_that_could_be_read_in_two_ways(text):
     with pytest.raises(ConfigError, match="a budget is a number such as 20000"):
         amount(text)
+
+
+@pytest.mark.parametrize("kinds", [("cp", "cp"), ("tucker", "low_rank"), ("tt", "kronecker")])
+def test_likeness_is_that_of_the_dense_deltas(kinds, tmp_path):
+    net = tn.adapt(ResNet())
+    for seed, (name, kind) in enumerate(zip("ab", kinds, strict=True)):
+        config = tn.AdaptConfig(kind, rank=2, scale=0.5 + seed, head=net.head_path)
+        trained(net.add_task(name, nn.Linear(8, 3), config), seed=seed)
+        net.save_task(name, tmp_path / name)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    dense = {name: {layer: net[name].delta(layer).detach().double() for layer in net[name].plans} for name in "ab"}
+
+    def cosine(a, b):
+        return float((a * b).sum() / (a.norm() * b.norm()))
+
+    def space(delta, mode):
+        u, s, _ = torch.linalg.svd(delta.movedim(mode, 0).flatten(1), full_matrices=False)
+        energy = s.square().cumsum(0)
+        return u[:, : int((energy < LEADING * energy[-1]).sum()) + 1]
+
+    for layer in dense["a"]:
+        a, b = dense["a"][layer], dense["b"][layer]
+        assert similarity(folders).loc[layer, ("a", "b")] == pytest.approx(cosine(a, b), abs=1e-5)
+        for mode, side in enumerate(("output", "input")):
+            p, q = space(a, mode), space(b, mode)
+            wanted = float((p.T @ q).square().sum()) / min(p.shape[1], q.shape[1])
+            assert similarity(folders, kind=side).loc[layer, ("a", "b")] == pytest.approx(wanted, abs=1e-4)
+    whole = {name: torch.cat([delta.flatten() for delta in deltas.values()]) for name, deltas in dense.items()}
+    assert overall(folders).loc["a", "b"] == pytest.approx(cosine(whole["a"], whole["b"]), abs=1e-5)
+    for row in shareable(folders, least=-10.0).itertuples():
+        channels = dense["a"][row.layer].shape[row.side == "input"]
+        assert row.chance == pytest.approx(max(row.dimensions) / channels)
+        assert row.excess == pytest.approx((row.overlap - row.chance) / (1 - row.chance))
+
+
+def test_thresholds_of_a_sweep_are_finite():
+    assert _spread([0.1, 0.2, float("inf"), float("nan")])[-1] == pytest.approx(0.202)
+    assert all(map(math.isfinite, _spread([float("inf")])))

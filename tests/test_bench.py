@@ -49,6 +49,10 @@ def test_from_the_command_line_and_again(tmp_path):
     assert again["measures"] == found["measures"]
     ran("bench", *SHORT, "--repeats", "3", "--threads", "2", "--measure", "mixed", "--out", out)
     assert part.read_text() != kept
+    told = json.loads(kept)
+    part.write_text(json.dumps(told | {"machine": told["machine"] | {"processor": "another"}}))
+    ran("bench", *SHORT, "--measure", "mixed", "--out", out)
+    assert json.loads(part.read_text())["machine"] == told["machine"], "what another machine measured is measured here anew"
     assert torch.get_num_threads() == threads
 
 

@@ -195,3 +195,16 @@ def test_state_dict_round_trip_and_layout(name):
     tensor = torch.randn(6, 4, 3, dtype=torch.float64).transpose(0, 1)
     from_view, from_copy = cls.from_tensor(tensor, 2), cls.from_tensor(tensor.contiguous(), 2)
     torch.testing.assert_close(from_view.to_tensor(), from_copy.to_tensor())
+
+
+@pytest.mark.parametrize("name", ["low_rank", "kronecker", "cp", "tucker", "tt"])
+def test_rounding_to_a_higher_rank_changes_nothing(name):
+    made = random_instance(tn.decomposition(name), (6, 5, 4), 2)
+    torch.testing.assert_close(made.rounded(4).to_tensor(), made.to_tensor(), rtol=1e-4, atol=1e-5)
+
+
+def test_components_of_a_low_rank_are_as_many_as_its_rank():
+    made = random_instance(LowRank, (30, 40), 3).double()
+    found = LowRank.component_norms(made.factors(), made.shape)
+    assert len(found) == 3
+    torch.testing.assert_close(found, torch.linalg.svdvals(made.to_tensor())[:3])

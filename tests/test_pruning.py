@@ -1,5 +1,6 @@
 """Smaller tasks: what is removed is removed exactly, and what stays is untouched."""
 
+import copy
 import json
 
 import pytest
@@ -246,3 +247,36 @@ def test_a_pruned_config_wins_over_patterns_that_were_there(tmp_path):
     pruned = analysis.prune(tmp_path / "a", tmp_path / "b", keep=1)
     fresh = network(pruned.file.config)
     assert [plan.fold.name for plan in fresh.plans] == [plan.fold.name for plan, _ in pruned.file.tensors]
+
+
+class GemmaNorm(nn.Module):
+    """A norm that is no module of PyTorch's, and whose weight is what it is beyond one."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return x / x.square().mean(-1, keepdim=True).sqrt() * (1 + self.gamma)
+
+
+@pytest.mark.parametrize(("moved", "change"), [(0.01, 0.01 / 1.01), (4.0, 0.8)])
+def test_the_change_of_a_norm_of_another_library_is_measured(moved, change, tmp_path):
+    backbone = nn.Sequential(nn.Linear(8, 8), GemmaNorm(8), nn.Linear(8, 2))
+    net = tn.adapt(backbone)
+    task = net.add_task("a", nn.Linear(8, 3))
+    with torch.no_grad():
+        task.own_norms()["1"].gamma += moved
+    net.save_task("a", tmp_path / "a")
+    found = norm_changes(tn.read_task(tmp_path / "a"), net.merged(None))
+    assert found["1"] == pytest.approx(change, rel=1e-6)
+
+
+def test_norms_are_pruned_on_the_backbone_in_another_dtype(tmp_path):
+    backbone = ResNet()
+    net = tn.adapt(copy.deepcopy(backbone).bfloat16(), tn.AdaptConfig("cp", rank=2))
+    trained(net.add_task("a", nn.Linear(8, 3).bfloat16()))
+    net.save_task("a", tmp_path / "a")
+    wide = copy.deepcopy(backbone).bfloat16().float()
+    pruned = analysis.prune(tmp_path / "a", keep=1, norms=0.0, backbone=wide)
+    assert len(pruned.removed) > 1

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import tomllib
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -588,3 +589,76 @@ def test_odd_names_survive_the_plan(tmp_path):
     analysis.choose(base, tuned, 0.9, ["low_rank"]).save(tmp_path / "p.toml")
     net = tn.adapt(base, tn.AdaptConfig("none", layers=tmp_path / "p.toml"))
     assert len(net.plans) >= 1
+
+
+def test_multiply_adds_of_attention_are_those_of_all_its_projections():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.fc = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.fc(self.attention(x, x, x)[0].mean(1))
+
+    plan = analysis.choose(*pair(Attending), 1.0, ["cp"], calibration=torch.randn(3, 17, 8), unit="multiply_adds")
+    assert plan.whole == 17 * (3 * 64 + 64)
+
+
+def test_a_layer_that_puts_out_zeros_has_no_relative_error():
+    base, tuned = pair()
+    with torch.no_grad():
+        tuned.layer1[0].conv1.weight.zero_()
+    with pytest.raises(ConfigError, match=r"layer1\.0\.conv1 puts out nothing but zeros"):
+        analysis.choose(base, tuned, 0.5, ["cp"], calibration=torch.randn(2, 3, 8, 8))
+    assert analysis.choose(base, tuned, 0.5, ["cp"]).error < 1
+
+
+def test_a_plan_of_files_is_a_config_also_where_there_are_embeddings(tmp_path):
+    base = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 2))
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned[1].weight += torch.randn(6, 6)
+    for name, network in (("a", base), ("b", tuned)):
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+    plan = analysis.choose(tmp_path / "a.safetensors", tmp_path / "b.safetensors", 0.9, ["cp"])
+    plan.save(tmp_path / "p.toml")
+    assert "none" in (tmp_path / "p.toml").read_text()
+    net = tn.adapt(base, tn.AdaptConfig("none", layers=tmp_path / "p.toml"))
+    assert [p.fold.name for p in net.plans] == ["1"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_tensors_of_a_plan_are_taken_with_any_scale_and_no_other_rank(scale):
+    base, tuned = pair()
+    plan = analysis.choose(base, tuned, 0.3, ["cp"])
+    net = tn.adapt(copy.deepcopy(base), replace(plan.config(), scale=scale))
+    with pytest.warns(UserWarning, match="does not hold"):
+        task = extract_task(net, "t", tuned, None, plan.decompositions)
+    (name, made), *_ = plan.decompositions.items()
+    torch.testing.assert_close(task.delta(name), made.to_tensor().reshape(task.delta(name).shape), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"cp of rank 1 is configured; got CP\("):
+        extract_task(net, "u", tuned, tn.AdaptConfig("cp", rank=1), plan.decompositions)
+    assert net.tasks == ("t",)
+
+
+def test_extraction_of_one_layer_and_of_a_norm_in_two_places():
+    base, tuned = nn.Linear(6, 6), nn.Linear(6, 6)
+    tuned.bias = base.bias
+    net = tn.adapt(base, tn.AdaptConfig("dense", head="none"))
+    task = extract_task(net, "t", tuned)
+    assert torch.allclose(base._parameters["weight"] + task.delta(""), tuned.weight, atol=1e-6)
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n, self.a, self.fc = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.m = self.n
+
+        def forward(self, x):
+            return self.fc(self.m(self.a(self.n(x))))
+
+    base = Shared()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.n.weight += 1
+    extract_task(tn.adapt(base), "t", tuned)  # a warning would be an error

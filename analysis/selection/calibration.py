@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,8 +66,9 @@ def calibrate(network: nn.Module, inputs: Tensor | Iterable[Any], changes: Seque
         inputs: one batch, or an iterable of batches; of a batch that is a tuple, the first entry.
         changes: whose layers to watch.
 
-    A weight that is used without its layer being called, such as the output projection of `nn.MultiheadAttention`, counts
-    as one whose inputs are alike in all directions. One weight of three projections counts as seeing what all three see.
+    A weight that is used without its layer being called counts as one whose inputs are alike in all directions; of the
+    output projection of `nn.MultiheadAttention` it is known how often it is applied. One weight of three projections counts
+    as seeing what all three see.
 
     Raises:
         NonFiniteError: a layer saw NaN or infinity.
@@ -101,12 +103,26 @@ def _watching(network: nn.Module, changes: Sequence[Change], found: dict[str, Se
         for path, _ in change.target.places:
             layer = network.get_submodule(path)
             hooks.append(layer.register_forward_hook(_Watch(change, found), with_kwargs=True))
+            parent = network.get_submodule(path.rpartition(".")[0])
+            if isinstance(parent, nn.MultiheadAttention):
+                hooks.append(parent.register_forward_hook(partial(_count_projections, change, found)))
     try:
         with evaluated(network):
             yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _count_projections(change: Change, found: dict[str, Seen], layer: nn.Module, args: Any, output: Any) -> None:
+    """A forward hook of an attention, whose output projection is not called."""
+    width = change.target.modes()["in"]
+    applied = output[0].numel() // output[0].shape[-1]
+    alike = torch.eye(width, device=change.delta.device)[None]
+    seen = found.setdefault(change.target.name, Seen(torch.zeros_like(alike)))
+    seen.moment += alike * applied
+    seen.applied += applied
+    seen.entered += applied
 
 
 class _Watch:

@@ -15,6 +15,7 @@ from analysis.selection.changes import Change
 from tensornet.config import NONE
 from tensornet.decompositions import Decomposition, Factors, Spectrum, decomposition
 from tensornet.delta import gathered
+from tensornet.errors import ConfigError
 from tensornet.foldings import Fold
 from tensornet.foldings import layer as fold_per_layer
 from tensornet.shapes import Rank, Shape
@@ -61,7 +62,13 @@ class Measure:
         matrix = self._matrix(gathered(self._deltas, self.fold, False))
         if self._root is not None and change.weight is not None:
             whole = self._matrix(gathered({change.target.name: change.weight.double()}, self.fold, False))
-            self._root = self._root / (whole @ self._root).norm().clamp_min(torch.finfo(torch.float64).tiny)
+            size = (whole @ self._root).norm()
+            if not size:
+                raise ConfigError(
+                    f"{change.target.name} puts out nothing but zeros on the calibration data, so no error can be a share "
+                    "of that; leave the layer out, or choose without calibration"
+                )
+            self._root = self._root / size
         self._wanted = matrix if self._root is None else matrix @ self._root
         self.energy = float(self._wanted.square().sum())
 
@@ -151,9 +158,8 @@ def cost(change: Change, seen: Seen | None, unit: Cost, name: str, rank: Rank) -
     if bottleneck is None or change.target.transposed or len(seen.moment) > 1:  # no branch beside groups
         return whole(change, seen, unit)
     out, core, into = bottleneck
-    applied, entered = seen.applied // seen.samples, seen.entered // seen.samples
-    before = into.numel() * entered if into is not None else 0
-    return before + ((core.numel() if core is not None else 0) + out.numel()) * applied
+    before = into.numel() * seen.entered if into is not None else 0
+    return (before + ((core.numel() if core is not None else 0) + out.numel()) * seen.applied) // seen.samples
 
 
 def whole(change: Change, seen: Seen | None, unit: Cost) -> int:

@@ -125,7 +125,7 @@ def _between(base: Network | None, tuned: Network, head: str | None) -> list[Cha
     before, after = _state(base), _state(tuned)
     if module is not None:
         targets = _targets(module, head)
-        keys = [f"{t.module}.{t.parameter}" if t.module else t.parameter for t in targets]
+        keys = [target.key for target in targets]
     else:
         if head is not None and f"{head}.weight" not in before:
             raise ConfigError(f"head: {base} has no {head}.weight. {near(head, map(str, before))}")

@@ -119,7 +119,7 @@ def _seen(
 ) -> Mapping[str, Seen]:
     if inputs is None:
         if unit == "multiply_adds":
-            raise ConfigError("multiply-adds depend on the size of the inputs: give a network and calibration data")
+            raise ConfigError("multiply-adds depend on the size of the inputs: give calibration data, and a network")
         return {}
     network = next((n for n in (tuned, base) if isinstance(n, nn.Module)), None)
     if network is None:

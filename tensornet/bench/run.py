@@ -119,7 +119,8 @@ def _measure(name: str, settings: Settings, out: Path, say: Callable[[str], None
         )
         give_freed_memory_back()  # of the contenders before
         rows = MEASURES[measure](place)
-        write_file(part, json.dumps({"settings": _told(settings), "rows": rows}, indent=1) + "\n")
+        told = {"settings": _told(settings), "machine": machine(settings), "rows": rows}
+        write_file(part, json.dumps(told, indent=1) + "\n")
 
 
 def _part(out: Path, setup: str, measure: str) -> Path:
@@ -127,9 +128,9 @@ def _part(out: Path, setup: str, measure: str) -> Path:
 
 
 def _kept(part: Path, settings: Settings) -> list[Row] | None:
-    """Rows that were measured before, with the same settings; None where there are none."""
+    """Rows that were measured before, with the same settings on the same machine; None where there are none."""
     kept = json.loads(part.read_text()) if part.is_file() else None
-    if kept is None or kept["settings"] != _told(settings):
+    if kept is None or kept["settings"] != _told(settings) or kept.get("machine") != machine(settings):
         return None
     rows: list[Row] = kept["rows"]
     return rows

@@ -11,7 +11,7 @@ from torch import Tensor
 from tensornet.decompositions.base import Decomposition, Factors, Rung
 from tensornet.decompositions.low_rank import LowRank
 from tensornet.decompositions.named import register
-from tensornet.decompositions.orthogonal import reduce, split
+from tensornet.decompositions.orthogonal import split
 from tensornet.decompositions.spectrum import Spectrum
 from tensornet.shapes import Rank, Shape, near_square, ranks_within, single_rank
 
@@ -72,9 +72,7 @@ class Kronecker(Decomposition):
 
     @classmethod
     def component_norms(cls, factors: Factors, shape: Shape) -> Tensor:
-        left, right = _matrices(factors).values()
-        _, (small_left, small_right) = reduce([left, right.T])
-        return torch.linalg.svdvals(small_left @ small_right.T)
+        return LowRank.component_norms(_matrices(factors), shape)
 
     @classmethod
     def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:

@@ -73,6 +73,11 @@ class LowRank(Decomposition):
         return (left @ right.T).square().sum()
 
     @classmethod
+    def component_norms(cls, factors: Factors, shape: Shape) -> Tensor:
+        _, (left, right) = reduce([factors["left"], factors["right"].T])
+        return torch.linalg.svdvals(left @ right.T)
+
+    @classmethod
     def round_factors(cls, factors: Factors, shape: Shape, rank: Rank, seed: int) -> dict[str, Tensor]:
         bases, (left, right) = reduce([factors["left"], factors["right"].T])
         small_left, small_right = split(left @ right.T, single_rank(rank, "low_rank"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,7 +29,11 @@ def expand(bases: Sequence[Tensor | None], matrices: Sequence[Tensor]) -> list[T
 
 
 def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best left (m × rank) and right (rank × n) of ``matrix``: Eckart and Young (1936), balanced singular values."""
+    """The best left (m × rank) and right (rank × n) of ``matrix``: Eckart and Young (1936), balanced singular values.
+
+    Beyond the rank that the matrix can have, they are zero.
+    """
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
+    beyond = rank - len(root)
+    return F.pad(u[:, :rank] * root, (0, beyond)), F.pad(root[:, None] * v[:rank], (0, 0, 0, beyond))
