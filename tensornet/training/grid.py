@@ -239,11 +239,7 @@ class Grid:
 
     def results(self) -> list[Row]:
         """The results of all finished runs in the folder; also written to `results.json`, and as a table to `results.md`."""
-        recipes = self._recorded()
-        rows = [row for run in every_run(recipes) if (row := self.recorded(run)) is not None]
-        make_folder(self.out)
-        dumped = {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()}
-        write_file(self.out / "recipe.json", json.dumps(dumped, indent=1) + "\n")
+        rows = [row for run in every_run(self._kept_recipes()) if (row := self.recorded(run)) is not None]
         write_file(self.out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
         said = f"Accuracy on {scored_on(rows)}, percent.\n\n" if rows else ""
         write_file(self.out / "results.md", said + markdown(table(rows)))
@@ -258,7 +254,7 @@ class Grid:
         """
         diverged: list[str] = []
         self.done()
-        self.results()
+        self._kept_recipes()
         for i, run in enumerate(self.runs):
             row = self.finished(run)
             if row is None:
@@ -277,6 +273,14 @@ class Grid:
     def _recorded(self) -> dict[str, Recipe]:
         """The recipes of all runs in the folder, and these."""
         return together(self.out, self.recipes, {one.variant for run in self.runs for one in (run, *run.teachers)})
+
+    def _kept_recipes(self) -> dict[str, Recipe]:
+        """The same, written to `recipe.json`, which tells a folder of results."""
+        recipes = self._recorded()
+        make_folder(self.out)
+        dumped = {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()}
+        write_file(self.out / "recipe.json", json.dumps(dumped, indent=1) + "\n")
+        return recipes
 
     def images(self, run: Run) -> tuple[Images, Images]:
         """What a run is trained and scored on; the images of the last task are kept."""
