@@ -152,16 +152,8 @@ def _product(delta: Delta, mode: int) -> Tensor | None:
     The unfolding is left · right with a thin left; with QR = rightᵀ, left · Rᵀ is that matrix.
     """
     parts = delta.bottleneck()
-    if parts is None:
+    if parts is None or (mode == 1 and parts.into is None):
         return None
-    out, core, into = parts.to(torch.float64)
-    if mode == 0:
-        left, right = out, parts.to(torch.float64).rows()
-    elif into is None:
-        return None
-    elif core is None:
-        left, right = into.T, out.T
-    else:
-        inner = torch.diag_embed(core.T).permute(1, 2, 0) if core.ndim == 2 else core
-        left, right = into.T, torch.einsum("oq,qpk->pok", out, inner).flatten(1)
+    wide = parts.to(torch.float64)
+    left, right = (wide.out, wide.rows()) if mode == 0 else (wide.into.T, wide.columns())  # type: ignore[union-attr]
     return left @ torch.linalg.qr(right.T, mode="r").R.T

@@ -53,13 +53,9 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
         console = Console(stderr=True)
         try:
             verb(*args, **kwargs)
-        except TensornetError as error:
-            console.print("[bold red]error:[/]", end=" ")
-            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
         except BrokenPipeError:
             raise
-        except OSError as error:  # of a file or folder that cannot be read, or of standard output
+        except (TensornetError, OSError) as error:  # OSError: of what cannot be read, or of standard output
             console.print("[bold red]error:[/]", end=" ")
             console.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None

@@ -16,6 +16,7 @@ from tensornet.atomic import write_folder
 from tensornet.attach import Content
 from tensornet.errors import StateError
 from tensornet.network import AdaptedNetwork
+from tensornet.targets import inside
 
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _INSIDE = "base_model.model."
@@ -72,16 +73,17 @@ def export_task(net: AdaptedNetwork, name: str, path: str | Path) -> list[Export
     for layer, module in plain.named_modules():
         if layer in whole:
             tensors[layer] = _as_the_backbone_has_them(name, layer, net.backbone.get_submodule(layer), module)
-        elif layer in loras and not any(layer.startswith(f"{other}.") for other in whole):
+        elif layer in loras and not any(inside(layer, other) for other in whole):
             a, b = loras[layer]
             ranks[layer], tensors[layer] = len(a), {"lora_A.weight": a, "lora_B.weight": b}
     if not ranks:
         raise StateError(f"task {name!r} has no delta that PEFT's LoRA can say; merge it into ordinary weights instead")
+    _check_one_place(plain, list(tensors))
     keyed = {f"{_INSIDE}{layer}.{key}": tensor for layer, own in tensors.items() for key, tensor in own.items()}
     files: dict[str, bytes | str] = {
         CONFIG: json.dumps(_config(net.backbone_name, ranks, whole), indent=1) + "\n",
         TENSORS: save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in keyed.items()}, {"format": "pt"}),
-        CARD: _card(name, net.backbone_name, {layer: tensors[layer] for layer in tensors if layer == net.head_path}),
+        CARD: _card(name, net.backbone_name, net.head_path, {} if task.head is None else task.head.state_dict()),
     }
     write_folder(path, files, mark=CONFIG)
     return [ExportedLayer(layer, ranks.get(layer), sum(t.numel() for t in own.values())) for layer, own in tensors.items()]
@@ -111,14 +113,29 @@ def _whole(wanted: list[str], paths: list[str]) -> list[str]:
     Raises:
         StateError: PEFT would take a layer inside one of them for another.
     """
-    outermost = [layer for layer in wanted if not any(layer.startswith(f"{other}.") for other in wanted)]
+    outermost = [layer for layer in wanted if not any(layer != other and inside(layer, other) for other in wanted)]
     taken = [path for path in paths if path.endswith(tuple(outermost))]  # so does PEFT, also inside a name
-    nested = next(((path, other) for path in taken for other in taken if path.startswith(f"{other}.")), None)
+    nested = next(((path, other) for path in taken for other in taken if path != other and inside(path, other)), None)
     if nested is not None:
         raise StateError(
             f"{nested[0]} lies in {nested[1]}, and PEFT can keep but one of them whole: it tells layers by their end"
         )
     return taken
+
+
+def _check_one_place(network: nn.Module, layers: list[str]) -> None:
+    """PEFT reaches a layer by one path.
+
+    Raises:
+        StateError: one is registered under several, so that it would stay the backbone's under the others.
+    """
+    written = {id(network.get_submodule(layer)): layer for layer in layers}
+    for path, module in network.named_modules(remove_duplicate=False):
+        layer = written.get(id(module), path)
+        if path != layer:
+            raise StateError(
+                f"{layer} is also called {path}, and PEFT reaches but one; merge the task into ordinary weights"
+            )
 
 
 def _as_the_backbone_has_them(name: str, layer: str, own: nn.Module, module: nn.Module) -> dict[str, Tensor]:
@@ -149,8 +166,8 @@ def _config(backbone: str, ranks: dict[str, int], whole: list[str]) -> dict[str,
     }
 
 
-def _card(name: str, backbone: str, head: dict[str, dict[str, Tensor]]) -> str:
-    shapes = [f"`{layer}.{key}` of shape {tuple(t.shape)}" for layer, own in head.items() for key, t in own.items()]
+def _card(name: str, backbone: str, path: str | None, head: dict[str, Tensor]) -> str:
+    shapes = [f"`{path}.{key}` of shape {tuple(tensor.shape)}" for key, tensor in head.items()]
     wanted = f"\nThe backbone has to have a head of the task's width: {', '.join(shapes)}.\n" if shapes else ""
     return f"""---
 library_name: peft

@@ -74,10 +74,10 @@ def extract_task(
             if known is not None and (type(known), known.shape, known.rank) != (plan.cls, plan.shape, plan.rank):
                 raise ConfigError(f"{plan.fold.name}: {plan.decomposition} of rank {plan.rank} is configured; got {known!r}")
             made = known if known is not None else _decomposed(plan, own, state, seed)
-            scales = {plan.cls.zero: 1.0 if known is None else plan.scale}
             with torch.no_grad():
                 for factor, value in made.factors().items():
-                    module.get_parameter(factor).copy_(value / scales.get(factor, 1.0))
+                    shrunk = known is not None and factor == plan.cls.zero
+                    module.get_parameter(factor).copy_(value / plan.scale if shrunk else value)
         carried |= {key_of(path, parameter) for path, parameter in _left_to_the_config(net, task)} - _untied(task, state)
         lost = [key for key in outside if key not in carried and not torch.equal(own[key].cpu(), state[key].cpu())]
         if lost:

@@ -117,7 +117,6 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
         format_version=VERSION,
         name=task.name,
         sha256="",
-        classes=classes,
         config=task.config.to_dict(),
         backbone=BackboneRecord(
             name=backbone_name, head=task.head_path, head_hash=head_hash, hash=hashes.pop("stored"), hash_as=hashes
@@ -125,6 +124,7 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
         tensors={plan.fold.name: record_of(plan, norms) for plan, _ in task.tensors()},
         norms={layer: type(norm).__name__ for layer, norm in task.own_norms().items()},
         head=None if task.head is None else describe(task.head),
+        classes=classes,
     )
     plans = [plan for plan, _ in task.tensors()]
     text = card(task.name, backbone_name, task.parameter_counts(), plans, len(task.norms), task.head is not None, classes)

@@ -42,7 +42,8 @@ def check_head(
     if width is not None and theirs is not None and width != theirs:
         advice = f"make it nn.{'Conv2d' if isinstance(own, nn.Conv2d) else 'Linear'}({width}, …)"
         raise ShapeError(f"the head takes {theirs} features, the backbone's {head_path!r} takes {width}: {advice}")
-    if isinstance(head, nn.Linear) and isinstance(own, nn.Linear) and head.weight.dtype != own.weight.dtype:
+    kinds = nn.Linear | nn.Conv2d
+    if isinstance(head, kinds) and isinstance(own, kinds) and head.weight.dtype != own.weight.dtype:
         raise ShapeError(
             f"the head is {head.weight.dtype}, the backbone's {own.weight.dtype}: pass head.to({own.weight.dtype})"
         )

@@ -9,6 +9,7 @@ from torch import nn
 
 from tensornet.errors import TaskFileError
 
+_LAYERS = (nn.Linear, nn.Conv2d)
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
@@ -37,7 +38,7 @@ def describe(head: nn.Module) -> dict[str, Any]:
     if type(head) not in _ARGUMENTS or head.state_dict().keys() - _STATE:
         return {"type": "custom"}
     spec = {"type": type(head).__name__} | {name: _plain(getattr(head, name)) for name in _ARGUMENTS[type(head)]}
-    if isinstance(head, nn.Linear | nn.Conv2d) or (isinstance(head, nn.LayerNorm) and head.elementwise_affine):
+    if isinstance(head, _LAYERS) or (isinstance(head, nn.LayerNorm) and head.elementwise_affine):
         spec["bias"] = head.bias is not None
     return spec
 
@@ -65,7 +66,7 @@ def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
     if kind not in _BY_NAME:
         raise TaskFileError(f"the head is of a kind that a file cannot describe ({kind!r}); pass head=… to load it")
     allowed = {*_ARGUMENTS[_BY_NAME[kind]]}
-    if kind in ("Linear", "Conv2d") or (kind == "LayerNorm" and arguments.get("elementwise_affine")):
+    if _BY_NAME[kind] in _LAYERS or (kind == "LayerNorm" and arguments.get("elementwise_affine")):
         allowed.add("bias")
     each = [v for value in arguments.values() for v in (value if isinstance(value, list) else [value])]
     sizes = [v for v in each if isinstance(v, int) and not isinstance(v, bool)]

@@ -240,7 +240,9 @@ def test_likeness_is_that_of_the_dense_deltas(kinds, tmp_path):
             assert similarity(folders, kind=side).loc[layer, ("a", "b")] == pytest.approx(wanted, abs=1e-4)
     whole = {name: torch.cat([delta.flatten() for delta in deltas.values()]) for name, deltas in dense.items()}
     assert overall(folders).loc["a", "b"] == pytest.approx(cosine(whole["a"], whole["b"]), abs=1e-5)
-    for row in shareable(folders, least=-10.0).itertuples():
+    shared = shareable(folders, least=-10.0)
+    assert set(shared["layer"]) == set(dense["a"])
+    for row in shared.itertuples():
         channels = dense["a"][row.layer].shape[row.side == "input"]
         assert row.chance == pytest.approx(max(row.dimensions) / channels)
         assert row.excess == pytest.approx((row.overlap - row.chance) / (1 - row.chance))

@@ -177,3 +177,18 @@ def test_layers_that_peft_cannot_tell_apart_are_refused(tmp_path):
     net.add_task("a", nn.Linear(8, 3))
     with pytest.raises(StateError, match=r"attention\.out_proj lies in attention, and PEFT can keep but one"):
         tn.export_task(net, "a", tmp_path / "a")
+
+
+def test_a_layer_in_two_places_is_refused(tmp_path):
+    block = nn.Linear(8, 8)
+    net = tn.adapt(nn.Sequential(nn.Linear(8, 8), block, nn.ReLU(), block, nn.Linear(8, 2)), tn.AdaptConfig("cp", rank=2))
+    net.add_task("a", nn.Linear(8, 3))
+    with pytest.raises(StateError, match="1 is also called 3, and PEFT reaches but one"):
+        tn.export_task(net, "a", tmp_path / "a")
+
+
+def test_the_card_names_the_head_that_the_backbone_needs_if_any(tmp_path):
+    exported(ResNet().eval(), tmp_path / "a", tn.AdaptConfig("cp", rank=2), nn.Linear(8, 5))
+    assert "`fc.weight` of shape (5, 8)" in (tmp_path / "a/README.md").read_text()
+    exported(ResNet().eval(), tmp_path / "b", tn.AdaptConfig("cp", rank=2, targets=".*"))
+    assert "of shape" not in (tmp_path / "b/README.md").read_text(), "a delta of the backbone's own head"

@@ -47,6 +47,11 @@ def train(data, tmp_path):
     return arguments
 
 
+def counted(*args):
+    told = json.loads(ran(*args, "--check", "--json"))
+    return {key: told[key] for key in ("runs", "done")}
+
+
 def rows(out):
     return [(row["variant"], row["task"], row["seed"]) for row in json.loads((out / "results.json").read_text())["runs"]]
 
@@ -54,7 +59,7 @@ def rows(out):
 def test_a_result_of_other_data_is_not_taken_for_one_of_these(train, data, tmp_path):
     args = (*train(), "--task", "folders")
     ran(*args)
-    assert json.loads(ran(*args, "--check", "--json"))["done"] == 1
+    assert counted(*args) == {"runs": 1, "done": 1}
     recipes = load_recipe(str(tmp_path / "r.toml"))
     before = Grid(recipes, data, tmp_path / "out", ["folders"])
     unfinished = before.checkpoints(before.runs[0])
@@ -70,7 +75,7 @@ def test_a_result_of_other_data_is_not_taken_for_one_of_these(train, data, tmp_p
 def test_a_result_of_other_weights_is_not_taken_for_one_of_these(train, data, tmp_path):
     args = (*train(('"hub:hub:tiny"', '"hub:hub:tiny"\nweights = "tiny.safetensors"')), "--task", "folders")
     ran(*args)
-    assert json.loads(ran(*args, "--check", "--json"))["done"] == 1
+    assert counted(*args) == {"runs": 1, "done": 1}
     state = load_backbone("hub:hub:tiny", root=data).state_dict()
     save_file({name: 2 * tensor for name, tensor in state.items()}, data / "tiny.safetensors")
     assert "made with other weights" in refused(*args)
@@ -121,7 +126,7 @@ def test_rows_of_before_there_were_hashes_count(train, tmp_path):
     row = json.loads(record.read_text())
     assert len(row.pop("data_hash")) == 64
     record.write_text(json.dumps(row))
-    assert json.loads(ran(*args, "--check", "--json"))["done"] == 1
+    assert counted(*args) == {"runs": 1, "done": 1}
 
 
 def test_the_names_sizes_labels_and_classes_of_images_are_the_data(data):

@@ -13,6 +13,7 @@ from tensornet.assignments import read_assignment
 if TYPE_CHECKING:
     from tensornet.network import AdaptedNetwork
 
+Backbone = Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")]
 Data = Annotated[Path, typer.Option(help="Folder from which the paths of backbone and weights begin.")]
 Weights = Annotated[str | None, typer.Option(help="A safetensors file with the backbone's weights.")]
 Options = Annotated[

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from tensornet.commands.backbone import Data, Options, Weights, on_its_backbone
+from tensornet.commands.backbone import Backbone, Data, Options, Weights, on_its_backbone
 from tensornet.commands.output import Json, print_json, print_table
 
 
 def export(
     task: Annotated[Path, typer.Argument(help="A task folder.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    backbone: Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")] = None,
+    backbone: Backbone = None,
     data: Data = Path(),
     weights: Weights = None,
     option: Options = [],  # noqa: B006

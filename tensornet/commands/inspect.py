@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tensornet.commands.backbone import Data, Options, read_options
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, some
 
 
 def inspect(
@@ -62,9 +62,9 @@ def _task(path: Path, json: bool) -> None:
         )
     backbone = file.record.backbone
     if json:
-        known = {"name": file.name, "backbone": backbone.name, "backbone_hash": backbone.hash, "parameters": counts}
-        says = {"config": file.config.to_dict(), "norms": dict(file.record.norms), "classes": file.record.classes}
-        print_json(known | says | {"tensors": tensors})
+        known: dict[str, Any] = {"name": file.name, "backbone": backbone.name, "backbone_hash": backbone.hash}
+        known |= {"parameters": counts, "config": file.config.to_dict(), "tensors": tensors}
+        print_json(known | {"norms": dict(file.record.norms), "classes": file.record.classes})
         return
     lines = [
         [
@@ -84,7 +84,7 @@ def _task(path: Path, json: bool) -> None:
     )
     classes = file.record.classes or []
     if classes:
-        title += f"\n{len(classes)} classes: {', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}"
+        title += f"\n{len(classes)} classes: {some(classes, 12)}"
     print_table(title, header, lines, left=3)
 
 

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tensornet.commands.backbone import Data, Options, Weights, on_its_backbone
+from tensornet.commands.backbone import Backbone, Data, Options, Weights, on_its_backbone
 
 
 def merge(
     task: Annotated[Path, typer.Argument(help="A task folder.")],
     out: Annotated[Path, typer.Option(help="A safetensors file to write.")],
-    backbone: Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")] = None,
+    backbone: Backbone = None,
     data: Data = Path(),
     weights: Weights = None,
     option: Options = [],  # noqa: B006

@@ -30,6 +30,11 @@ def finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def some(names: Sequence[str], limit: int) -> str:
+    """The first of some names, for people."""
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
 def print_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> None:
     """A table on standard output, all but the first ``left`` columns aligned to the right.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, some
 
 if TYPE_CHECKING:
     from tensornet.training.grid import Grid
@@ -65,11 +65,7 @@ def print_check(grid: Grid, done: int, json: bool) -> None:
         print_json({"runs": len(grid.runs), "done": done, "tasks": found})
         return
     lines = [
-        [one["task"], f"{one['train']:,}", f"{one['test']:,}", str(len(one["classes"])), _some(one["classes"])]
+        [one["task"], f"{one['train']:,}", f"{one['test']:,}", str(len(one["classes"])), some(one["classes"], 6)]
         for one in found
     ]
     print_table("Images", ["task", "train", "test", "classes", "their order"], lines)
-
-
-def _some(names: list[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

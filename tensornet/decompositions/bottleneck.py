@@ -36,6 +36,14 @@ class Bottleneck(NamedTuple):
             return (self.into.unsqueeze(2) * self.core.unsqueeze(1)).flatten(1)
         return torch.matmul(self.into.T, self.core).flatten(1)
 
+    def columns(self) -> Tensor:
+        """The kernel without its first map: shape (P, C_out · K), so that ΔW[o, i, k] = Σ_p into[p, i] · columns[p, ok]."""
+        if self.core is None:
+            return self.out.T
+        if self.core.ndim == 2:
+            return (self.out.T.unsqueeze(2) * self.core.unsqueeze(1)).flatten(1)
+        return torch.einsum("oq,qpk->pok", self.out, self.core).flatten(1)
+
     def rows_last(self) -> Tensor:
         """`rows` with the channels last: shape (Q, K · C_in), made in that order and not turned into it."""
         if self.core is None or (self.core.ndim == 2 and self.core.shape[1] == 1):

@@ -45,8 +45,9 @@ def without_network(runs: Iterable[Run], out: Path) -> list[Run]:
 def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> dict[str, Recipe]:
     """The recipes of all runs in a folder, after those of one more recipe.
 
-    Of a variant with the same settings, tasks and seeds are joined; a task whose data are elsewhere now stays what it is
-    while it has results. A variant with other settings stays as it is while it has results, unless it is ``wanted`` now.
+    A variant of both that has no results is what it is now. Of one with the same settings, tasks and seeds are joined; a
+    task whose data are elsewhere now stays what it is while it has results. One with other settings stays as it is, unless
+    it is ``wanted`` now.
 
     Args:
         out: the folder; it may be new.
@@ -67,18 +68,20 @@ def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> di
             found[name] = recipe
             continue
         held = _with_results(out, before, name)
+        if not held:
+            continue
         first, second = recipe.train.seeds[0], now.train.seeds[0]
-        if held and first != second:
+        if first != second:
             advice = "keep the first and pick seeds with --seed, or choose another --out"
             raise RecipeError(str(out), [f"train.seeds began with {first} here and begins with {second} now: {advice}"])
-        if held and _settings(recipe) == _settings(now):
+        if _settings(recipe) == _settings(now):
             found[name] = _joined(recipe, now, held)
-        elif held:
-            if name in wanted:
-                what = f"variant {name}" if name else "this recipe"
-                advice = "choose another --out" + (f", or delete {out / 'runs' / name} to run it again" if name else "")
-                raise RecipeError(str(out), [f"results of {what} were made with other settings: {advice}"])
-            found[name] = recipe
+            continue
+        if name in wanted:
+            what = f"variant {name}" if name else "this recipe"
+            advice = "choose another --out" + (f", or delete {out / 'runs' / name} to run it again" if name else "")
+            raise RecipeError(str(out), [f"results of {what} were made with other settings: {advice}"])
+        found[name] = recipe
     return found
 
 
