@@ -1,8 +1,15 @@
 """Whether autocast is at work."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 
 def autocast_on(device: str) -> bool:
     """Whether autocast is on for a type of device; on one that it does not know, as "meta", it is not."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Inside, autocast is off for a type of device."""
+    return torch.autocast(device, enabled=False) if autocast_on(device) else nullcontext()

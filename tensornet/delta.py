@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
 
-from tensornet.autocast import autocast_on
+from tensornet.autocast import without_autocast
 from tensornet.decompositions import Bottleneck, Decomposition, Factors
 from tensornet.foldings import Fold, Member
 
@@ -51,6 +51,19 @@ class Delta:
         """The slice as maps into, inside and out of the rank; None where the decomposition has no such form."""
         factors = self.factors()
         return None if factors is None else self.decomposition.bottleneck(factors, self._shape)
+
+    def form(self) -> Hashable | None:
+        """What deltas, with a bottleneck each, have in common that can meet weights together; None: this one cannot."""
+        own = self.decomposition
+        if self._steps or not own.stacks:
+            return None
+        return type(own), own.rank, self._shape, self.scale, own.factors()[own.zero].dtype
+
+    def bottleneck_of(self, stacked: Factors) -> Bottleneck:
+        """The bottlenecks of deltas of this `form` whose factors are ``stacked`` along a mode before their own."""
+        parts = self.decomposition.bottleneck(stacked, self._shape)
+        assert parts is not None
+        return parts
 
     def dense(self) -> Tensor:
         """ΔW in the shape of the weight."""
@@ -107,11 +120,8 @@ class Delta:
 
     def added_to(self, weight: Tensor) -> Tensor:
         """W + ΔW in the shape and dtype of ``weight``, computed in float32 at least and rounded once."""
-        device = weight.device.type
-        if autocast_on(device):
-            with torch.autocast(device, enabled=False):
-                return self._sum(weight)
-        return self._sum(weight)
+        with without_autocast(weight.device.type):
+            return self._sum(weight)
 
     def _sum(self, weight: Tensor) -> Tensor:
         bottleneck = self.bottleneck()

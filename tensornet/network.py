@@ -217,7 +217,7 @@ class AdaptedNetwork(nn.Module):
                     self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
         if tasks is not None:
             return self._rows(row_names(tasks), args, kwargs)
-        with self._attention.path():
+        with self._attention.path(), self._slots.sums_made():
             return self.backbone(*args, **kwargs)
 
     def forward_tasks(self, x: Any, tasks: Sequence[str], **kwargs: Any) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from tensornet.attach import Attached, Content, Router, attach
 from tensornet.errors import NonFiniteError, StateError
-from tensornet.paths.branch import Way
+from tensornet.paths.branch import Way, transformed
 from tensornet.paths.layers import operation
+from tensornet.paths.together import Wanted, made_together, saved_elsewhere
 from tensornet.plan import TensorPlan
 
 Contents = Mapping[str, Content]
@@ -127,6 +128,18 @@ class Slots:
                 slot.operation = operation(module)  # a user may have set another stride or dilation
             slot.deltas, slot.replacement = content.deltas, content.replacement
             slot.branch, slot.way = content.branch(module), way
+
+    def sums_made(self) -> AbstractContextManager[None]:
+        """The context of one forward in train mode: sums W + ΔW that its layers are likely to need are made together."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed() or saved_elsewhere():
+            return nullcontext()
+        wanted = []
+        for path in self.contents:
+            module = self.modules[path]
+            branch, weight = module._slot.branch, module._parameters.get("weight")
+            if branch is not None and branch.plain is not None and weight is not None and module.training:
+                wanted.append(Wanted(module._slot.number, branch.plain, branch.delta, weight))
+        return made_together(wanted) if len(wanted) > 1 else nullcontext()
 
     def forget_kept(self) -> None:
         """Drop every W + ΔW that is kept."""

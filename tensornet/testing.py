@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tensornet.decompositions import Decomposition, Spectrum, name_of
+from tensornet.decompositions import Bottleneck, Decomposition, Spectrum, name_of
 from tensornet.errors import NonFiniteError, RankError, ShapeError
 from tensornet.shapes import Shape
 
@@ -104,6 +104,15 @@ def _check_bottleneck(cls: type[Decomposition], shape: Shape, rank: int | tuple[
         _equal((bottleneck.out @ bottleneck.rows()).reshape(dense.shape), dense, f"{where}: bottleneck")
         last = dense.movedim(1, -1)
         _equal((bottleneck.out @ bottleneck.rows_last()).reshape(last.shape), last, f"{where}: bottleneck, channels last")
+    if bottleneck is not None and cls.stacks:
+        other = random_instance(cls, shape, rank, seed=2).factors()
+        both = cls.bottleneck({n: torch.stack([f, other[n]]) for n, f in made.factors().items()}, shape)
+        single = cls.bottleneck(other, shape)
+        assert both is not None
+        assert single is not None
+        for i, one in enumerate((bottleneck, single)):
+            for own in (Bottleneck.rows, Bottleneck.rows_last):
+                _equal((both.out @ own(both))[i], one.out @ own(one), f"{where}: bottleneck of stacked factors")
 
 
 def _check_rounding(cls: type[Decomposition], shape: Shape, rank: int | tuple[int, ...], where: str) -> None:

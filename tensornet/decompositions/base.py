@@ -61,6 +61,8 @@ class Decomposition(Lean, ABC):
     zero: ClassVar[str]
     """The one factor that starts at zero; with two, no gradient would ever be non-zero."""
     fewest_modes: ClassVar[int] = 2
+    stacks: ClassVar[bool] = False
+    """Whether `bottleneck` also takes the factors of several tensors, stacked along a mode before their own."""
 
     def __init__(
         self,

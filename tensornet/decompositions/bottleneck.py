@@ -29,12 +29,12 @@ class Bottleneck(NamedTuple):
             assert self.into is not None
             return self.into
         if self.into is None:
-            return self.core.flatten(1)
-        if self.core.ndim == 2:
-            if self.core.shape[1] == 1:
+            return self.core.flatten(-2) if self._full() else self.core
+        if not self._full():
+            if self.core.shape[-1] == 1:
                 return self.into * self.core
-            return (self.into.unsqueeze(2) * self.core.unsqueeze(1)).flatten(1)
-        return torch.matmul(self.into.T, self.core).flatten(1)
+            return (self.into.unsqueeze(-1) * self.core.unsqueeze(-2)).flatten(-2)
+        return torch.matmul(self._beside_the_core(self.into.mT), self.core).flatten(-2)
 
     def columns(self) -> Tensor:
         """The kernel without its first map: shape (P, C_out · K), so that ΔW[o, i, k] = Σ_p into[p, i] · columns[p, ok]."""
@@ -46,13 +46,13 @@ class Bottleneck(NamedTuple):
 
     def rows_last(self) -> Tensor:
         """`rows` with the channels last: shape (Q, K · C_in), made in that order and not turned into it."""
-        if self.core is None or (self.core.ndim == 2 and self.core.shape[1] == 1):
+        if self.core is None or (not self._full() and (self.into is None or self.core.shape[-1] == 1)):
             return self.rows()
         if self.into is None:
-            return self.core.transpose(1, 2).flatten(1)
-        if self.core.ndim == 2:
-            return (self.core.unsqueeze(2) * self.into.unsqueeze(1)).flatten(1)
-        return torch.matmul(self.core.transpose(1, 2), self.into).flatten(1)
+            return self.core.mT.flatten(-2)
+        if not self._full():
+            return (self.core.unsqueeze(-1) * self.into.unsqueeze(-2)).flatten(-2)
+        return torch.matmul(self.core.mT, self._beside_the_core(self.into)).flatten(-2)
 
     def rows_backward(self, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of ``core`` and ``into`` from that of `rows`, of shape (Q, C_in · K)."""
@@ -85,3 +85,11 @@ class Bottleneck(NamedTuple):
             return torch.addmm(weight.to(wide).flatten(1), parts.out, parts.rows(), alpha=scale).view(weight.shape)
         total = torch.addmm(last.to(wide).flatten(1), parts.out, parts.rows_last(), alpha=scale)
         return total.view(last.shape).movedim(-1, 1)
+
+    def _full(self) -> bool:
+        """Whether the core has a number for each pair of P and Q."""
+        return self.core is not None and self.core.ndim > self.out.ndim
+
+    def _beside_the_core(self, matrix: Tensor) -> Tensor:
+        """A matrix for every row of a stack, as the core's matrices meet it."""
+        return matrix if self.out.ndim == 2 else matrix.unsqueeze(-3)

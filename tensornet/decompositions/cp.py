@@ -29,6 +29,7 @@ class CP(Decomposition):
     """
 
     zero = "factor_0"
+    stacks = True
 
     @classmethod
     def feasible_rank(cls, shape: Shape, rank: Rank) -> int:
@@ -86,7 +87,7 @@ class CP(Decomposition):
         out, into, *kernel = factors.values()
         if len(kernel) > 1:
             return None
-        return Bottleneck(out, kernel[0].T if kernel else None, into.T)
+        return Bottleneck(out, kernel[0].mT if kernel else None, into.mT)
 
     @classmethod
     def inner_product(cls, a: Factors, b: Factors, shape: Shape) -> Tensor:

@@ -26,6 +26,7 @@ class LowRank(Decomposition):
     """
 
     zero = "left"
+    stacks = True
 
     @classmethod
     def feasible_rank(cls, shape: Shape, rank: Rank) -> int:
@@ -61,7 +62,7 @@ class LowRank(Decomposition):
 
     @classmethod
     def bottleneck(cls, factors: Factors, shape: Shape) -> Bottleneck:
-        return Bottleneck(factors["left"], factors["right"].unflatten(1, (shape[1], -1)), None)
+        return Bottleneck(factors["left"], factors["right"].unflatten(-1, (shape[1], -1)), None)
 
     @classmethod
     def inner_product(cls, a: Factors, b: Factors, shape: Shape) -> Tensor:

@@ -29,6 +29,7 @@ class TT(Decomposition):
 
     chain = True
     zero = "core_0"
+    stacks = True
 
     @classmethod
     def feasible_rank(cls, shape: Shape, rank: Rank) -> tuple[int, ...]:
@@ -74,8 +75,8 @@ class TT(Decomposition):
         first, *kernel, last = factors.values()
         if len(kernel) > 1:
             return None
-        core = kernel[0].transpose(1, 2) if kernel else None
-        return Bottleneck(first.squeeze(0), core, last.squeeze(2))
+        core = kernel[0].mT if kernel else None
+        return Bottleneck(first.squeeze(-3), core, last.squeeze(-1))
 
     @classmethod
     def inner_product(cls, a: Factors, b: Factors, shape: Shape) -> Tensor:

@@ -30,6 +30,7 @@ class Tucker(Decomposition):
     """
 
     zero = "factor_0"
+    stacks = True
 
     @classmethod
     def feasible_rank(cls, shape: Shape, rank: Rank) -> tuple[int, ...]:
@@ -77,8 +78,8 @@ class Tucker(Decomposition):
         core, (out, into, *kernel) = _parts(factors)
         if len(kernel) > 1:
             return None
-        core = core @ kernel[0].T if kernel else core[:, :, None]
-        return Bottleneck(out, core, into.T)
+        core = torch.einsum("...qpr,...kr->...qpk", core, kernel[0]) if kernel else core.unsqueeze(-1)
+        return Bottleneck(out, core, into.mT)
 
     @classmethod
     @on_pytorch

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet.autocast import autocast_on
+from tensornet.autocast import autocast_on, without_autocast
 from tensornet.decompositions import Bottleneck
 from tensornet.delta import Delta
 from tensornet.paths.compiled import compiled_layer
 from tensornet.paths.layers import Operation, add_product, product
 from tensornet.paths.lowrank import Inside, LowRankLayer, chosen, output, scaled
 from tensornet.paths.rule import COSTS, ON_WEIGHT
+from tensornet.paths.together import LayerCall, made_for
 
 Way = Literal["auto", "weight", "activations"]
 """What a user asks for; see `AdaptedNetwork.path`."""
@@ -27,13 +28,17 @@ class Branch:
     Args:
         delta: it has a bottleneck.
         operation: of the layer; None for an embedding, which `beside` alone serves.
+
+    Attributes:
+        plain: the last call, where the rule left it to plain autograd.
     """
 
-    __slots__ = ("delta", "operation")
+    __slots__ = ("delta", "operation", "plain")
 
     def __init__(self, delta: Delta, operation: Operation | None) -> None:
         self.delta = delta
         self.operation = operation
+        self.plain: LayerCall | None = None
 
     def beside(self, x: Tensor) -> Tensor:
         """ΔW applied to the input of the layer, of shape (N, …, in), (N, C_in, *size), or indices."""
@@ -84,17 +89,22 @@ class Branch:
             return self._step(layer, x, allowed, number)
         device = x.device.type
         x = x.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             return self._step(layer, x, allowed, number)
 
     def _step(self, layer: nn.Module, x: Tensor, allowed: str, number: int) -> Tensor:
-        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-        parts, scale, operation = self.delta.bottleneck(), self.delta.scale, self.operation
+        weight, bias, operation = layer._parameters["weight"], layer._parameters["bias"], self.operation
         assert operation is not None
-        assert parts is not None
         assert weight is not None
         x = operation.padded(x)
         costs = COSTS[x.device.type]
+        if not torch.compiler.is_compiling():
+            call = LayerCall(x.shape, x.dtype, x.device, allowed, costs)
+            made = made_for(number, call)
+            if made is not None:
+                return operation.apply(x, made, None if bias is None else bias.to(x.dtype))
+        parts, scale = self.delta.bottleneck(), self.delta.scale
+        assert parts is not None
         if torch.compiler.is_compiling():
             if costs.plain(ON_WEIGHT) and allowed != "activations":
                 return output(x, parts, weight, bias, scale, operation, ON_WEIGHT)
@@ -102,7 +112,8 @@ class Branch:
                 allowed = "kept"
             return compiled_layer(x, parts, weight, bias, scale, allowed, number)
         path = chosen(operation, x, parts, weight, allowed)
-        if costs.plain(path):
+        self.plain = call if costs.plain(path) else None
+        if self.plain is not None:
             return output(x, parts, weight, bias, scale, operation, path)
         y: Tensor = LowRankLayer.apply(x, *parts, weight, bias, scale, operation, path)  # type: ignore[no-untyped-call]
         return y
