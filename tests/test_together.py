@@ -19,7 +19,8 @@ NAMES = ["cp", "low_rank", "tt", "tucker"]
 @pytest.fixture(autouse=True)
 def launching_is_dear(monkeypatch):
     """The rule of an accelerator, by which layers on the weight are left to plain autograd."""
-    monkeypatch.setitem(COSTS, "cpu", replace(COSTS["cpu"], own=1.0))
+    device = torch.get_default_device().type
+    monkeypatch.setitem(COSTS, device, replace(COSTS[device], own=1.0))
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_bfloat16_under_autocast(taken):
     net, parameters = network(ResNet())
     x = torch.randn(2, 3, 8, 8)
     exact = outcome(net, parameters, x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         alone = outcome(net, parameters, x)
         taken.clear()
         found = outcome(net, parameters, x)
