@@ -7,7 +7,8 @@ import torch
 
 def autocast_on(device: str) -> bool:
     """Whether autocast is on for a type of device; on one that it does not know, as "meta", it is not."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)  # which older compilers cannot trace
+    return known and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:

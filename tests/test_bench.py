@@ -1,10 +1,13 @@
 """The benchmark on a tiny network: that it measures what it says; how long things take is no test."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tensornet.bench import fit
 from tensornet.bench.clock import interleaved, ratio
@@ -13,6 +16,7 @@ from tensornet.bench.measures import MEASURES
 from tensornet.bench.place import Workplace
 from tensornet.bench.setups import SETUPS, find_setup
 from tensornet.bench.tables import TITLES
+from tensornet.bench.training import saved_for_backward
 from tensornet.config import AdaptConfig
 from tensornet.peers import adapted_layers
 from tensornet.plan import parameter_total, plan
@@ -191,3 +195,15 @@ def test_a_set_up_with_the_channels_last_has_them_last_throughout():
     for tensor in (images, weight):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
         assert not tensor.is_contiguous()
+
+
+def test_what_is_saved_is_let_go():
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    seen = []
+    layers[1].register_forward_hook(lambda module, inputs, output: seen.append(weakref.ref(output)))
+    gc.disable()
+    try:
+        assert saved_for_backward(layers, torch.randn(3, 4)) > 0
+        assert seen[0]() is None
+    finally:
+        gc.enable()

@@ -196,3 +196,13 @@ def test_gradients_per_sample_inside_a_compiled_function():
         return torch.func.vmap(torch.func.grad(lambda sample: net(sample[None]).sum()))(batch)
 
     torch.testing.assert_close(torch.compile(every, backend="aot_eager")(x), every(x))
+
+
+def test_older_compilers_meet_nothing_that_they_cannot_trace(monkeypatch):
+    def untraceable(kind):
+        assert not torch.compiler.is_compiling(), "PyTorch 2.11 breaks the graph here"
+        return available(kind)
+
+    available = torch.amp.is_autocast_available
+    monkeypatch.setattr(torch.amp, "is_autocast_available", untraceable)
+    assert graphs(ResNet(), 8, torch.randn(4, 3, 8, 8), tn.AdaptConfig("cp", rank=2)) == 1

@@ -90,8 +90,8 @@ def saved_for_backward(model: nn.Module, x: Tensor, call: Callable[[nn.Module, T
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in held:
             found[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)
-        return tensor
+            kept.append(tensor.detach())  # with its graph it would hold itself
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         call(model, x)
