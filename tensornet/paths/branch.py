@@ -85,26 +85,28 @@ class Branch:
         "activations": there, a kept W + ΔW gives the same bits without gradients.
         """
         allowed = way if layer.training or way == "activations" else "output on the weight"
-        if not _autocast(x):
-            return self._step(layer, x, allowed, number)
-        device = x.device.type
-        x = x.to(torch.get_autocast_dtype(device))
-        with without_autocast(device):
-            return self._step(layer, x, allowed, number)
-
-    def _step(self, layer: nn.Module, x: Tensor, allowed: str, number: int) -> Tensor:
-        weight, bias, operation = layer._parameters["weight"], layer._parameters["bias"], self.operation
+        operation, device = self.operation, x.device
         assert operation is not None
-        assert weight is not None
-        x = operation.padded(x)
-        costs = COSTS[x.device.type]
+        converted = _autocast(x)
+        x = operation.padded(x.to(torch.get_autocast_dtype(device.type)) if converted else x)
         if not torch.compiler.is_compiling():
-            call = LayerCall(x.shape, x.dtype, x.device, allowed, costs)
-            made = made_for(number, call)
+            made = made_for(number, LayerCall(x.shape, x.dtype, device, allowed, COSTS[device.type]))
             if made is not None:
+                bias = layer._parameters["bias"]
                 return operation.apply(x, made, None if bias is None else bias.to(x.dtype))
-        parts, scale = self.delta.bottleneck(), self.delta.scale
+        if not converted:
+            return self._alone(layer, x, allowed, number)
+        with without_autocast(device.type):
+            return self._alone(layer, x, allowed, number)
+
+    def _alone(self, layer: nn.Module, x: Tensor, allowed: str, number: int) -> Tensor:
+        """`step` from the padded input in its dtype, where W + ΔW was not made before."""
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        parts, scale, operation = self.delta.bottleneck(), self.delta.scale, self.operation
+        assert operation is not None
         assert parts is not None
+        assert weight is not None
+        costs = COSTS[x.device.type]
         if torch.compiler.is_compiling():
             if costs.plain(ON_WEIGHT) and allowed != "activations":
                 return output(x, parts, weight, bias, scale, operation, ON_WEIGHT)
@@ -112,9 +114,10 @@ class Branch:
                 allowed = "kept"
             return compiled_layer(x, parts, weight, bias, scale, allowed, number)
         path = chosen(operation, x, parts, weight, allowed)
-        self.plain = call if costs.plain(path) else None
-        if self.plain is not None:
+        if costs.plain(path):
+            self.plain = LayerCall(x.shape, x.dtype, x.device, allowed, costs)
             return output(x, parts, weight, bias, scale, operation, path)
+        self.plain = None
         y: Tensor = LowRankLayer.apply(x, *parts, weight, bias, scale, operation, path)  # type: ignore[no-untyped-call]
         return y
 
