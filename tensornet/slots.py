@@ -14,6 +14,7 @@ from tensornet.paths.branch import Way, transformed
 from tensornet.paths.layers import operation
 from tensornet.paths.together import Wanted, made_together, saved_elsewhere
 from tensornet.plan import TensorPlan
+from tensornet.versions import state
 
 Contents = Mapping[str, Content]
 """What a task puts into the slots, by module path."""
@@ -137,8 +138,11 @@ class Slots:
         for path in self.contents:
             module = self.modules[path]
             branch, weight = module._slot.branch, module._parameters.get("weight")
-            if branch is not None and branch.plain is not None and weight is not None and module.training:
-                wanted.append(Wanted(module._slot.number, branch.plain, branch.delta, weight))
+            if branch is None or branch.plain is None or weight is None or not module.training:
+                continue
+            call, known = branch.plain
+            if state(weight) == known:  # a weight that is elsewhere until its layer is called is no weight yet
+                wanted.append(Wanted(module._slot.number, call, branch.delta, weight))
         return made_together(wanted) if len(wanted) > 1 else nullcontext()
 
     def forget_kept(self) -> None:

@@ -229,3 +229,17 @@ def test_frozen_factors_and_no_gradients():
     torch.testing.assert_close(net(x), expected)
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected)
+
+
+def test_weights_that_are_elsewhere_until_their_layer_is_called():
+    """As offloading and sharding do it."""
+    net, parameters = network(ResNet().double())
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    alone = outcome(net, parameters, x)
+    for layer in (module for module in net.backbone.modules() if isinstance(module, nn.Conv2d)):
+        weight, away = layer._parameters["weight"], layer._parameters["weight"].data
+        weight.data = torch.empty(0, dtype=torch.float64)
+        layer.register_forward_pre_hook(lambda _, x, weight=weight, away=away: setattr(weight, "data", away.clone()))
+        layer.register_forward_hook(lambda _, x, y, weight=weight: setattr(weight, "data", torch.empty(0).double()))
+    for _ in range(3):
+        torch.testing.assert_close(net(x), alone[0])

@@ -17,6 +17,7 @@ from tensornet.paths.layers import Operation, add_product, product
 from tensornet.paths.lowrank import Inside, LowRankLayer, chosen, output, scaled
 from tensornet.paths.rule import COSTS, ON_WEIGHT
 from tensornet.paths.together import LayerCall, made_for
+from tensornet.versions import state
 
 Way = Literal["auto", "weight", "activations"]
 """What a user asks for; see `AdaptedNetwork.path`."""
@@ -30,7 +31,7 @@ class Branch:
         operation: of the layer; None for an embedding, which `beside` alone serves.
 
     Attributes:
-        plain: the last call, where the rule left it to plain autograd.
+        plain: the last call, where the rule left it to plain autograd, and the `state` of the layer's weight then.
     """
 
     __slots__ = ("delta", "operation", "plain")
@@ -38,7 +39,7 @@ class Branch:
     def __init__(self, delta: Delta, operation: Operation | None) -> None:
         self.delta = delta
         self.operation = operation
-        self.plain: LayerCall | None = None
+        self.plain: tuple[LayerCall, tuple[Any, ...]] | None = None
 
     def beside(self, x: Tensor) -> Tensor:
         """ΔW applied to the input of the layer, of shape (N, …, in), (N, C_in, *size), or indices."""
@@ -115,7 +116,7 @@ class Branch:
             return compiled_layer(x, parts, weight, bias, scale, allowed, number)
         path = chosen(operation, x, parts, weight, allowed)
         if costs.plain(path):
-            self.plain = LayerCall(x.shape, x.dtype, x.device, allowed, costs)
+            self.plain = LayerCall(x.shape, x.dtype, x.device, allowed, costs), state(weight)
             return output(x, parts, weight, bias, scale, operation, path)
         self.plain = None
         y: Tensor = LowRankLayer.apply(x, *parts, weight, bias, scale, operation, path)  # type: ignore[no-untyped-call]
