@@ -9,10 +9,12 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import tensornet as tn
 from analysis.ranks import rank_recipes
 from analysis.selection.setting import Setting
+from tensornet.cli import app
 from tensornet.config import Choice
 from tensornet.data.augment import mixed_pairs
 from tensornet.data.sources import Split, held_out
@@ -382,8 +384,10 @@ train = { distill = { teacher = "full", weight = 1.0 } }
 def test_a_student_learns_from_another_variant_which_is_trained_first(data_root, tmp_path):
     (tmp_path / "r.toml").write_text((data_root / "recipe.toml").read_text() + TAUGHT)
     args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--task", "folders")
-    rows = json.loads(ran(*args, "--variant", "taught", "--json"))
+    done = CliRunner().invoke(app, [*map(str, args), "--variant", "taught", "--json"])
+    rows = json.loads(done.stdout)
     assert [row["variant"] for row in rows] == ["full", "taught"]
+    assert "[1/1] taught folders seed 0\n  first a teacher: full folders seed 0, once\n" in done.stderr
     assert rows[1]["value"] > 0.85
     assert (tmp_path / "out/taught/tasks/folders/task.json").is_file()
     # of a grid that goes on from its results alone, the teacher is trained again

@@ -45,12 +45,17 @@ def train(
     if check:
         print_check(grid, done, json)
         return
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
     for row in grid.all(
         progress=console.is_terminal,
-        before=lambda run, i: console.print(f"[{i + 1}/{len(grid.runs)}] {run.label}", markup=False, highlight=False),
+        before=lambda run, i: say(f"[{i + 1}/{len(grid.runs)}] {run.label}"),
+        teaching=lambda run: say(f"  first a teacher: {run.label}, once"),
     ):
         accuracy = f"{100 * row['value']:.1f} %"
-        console.print(f"  {row['variant']} {row['task']}: {accuracy}, {row['seconds']:.0f} s", markup=False, highlight=False)
+        say(f"  {row['variant']} {row['task']}: {accuracy}, {row['seconds']:.0f} s")
     rows = grid.results()
     if json:
         print_json(rows)

@@ -165,10 +165,15 @@ class Grid:
         self._recorded()
         return sum(self.finished(run) is not None for run in self.runs)
 
-    def execute(self, run: Run, progress: bool = True) -> Row:
+    def execute(self, run: Run, progress: bool = True, teaching: Callable[[Run], None] | None = None) -> Row:
         """Train one run, write its task and its result, and return the result.
 
         A run that was killed goes on from its last epoch.
+
+        Args:
+            run: one of `runs`, or a teacher of one.
+            progress: show a progress bar.
+            teaching: told of a teacher that has to be trained first.
         """
         recipe = run.recipe
         train, test = self.images(run)
@@ -183,7 +188,7 @@ class Grid:
             settings,
             recipe.input,
             run.seed,
-            teachers=[self._teacher(other, progress) for other in run.teachers],
+            teachers=[self._teacher(other, progress, teaching) for other in run.teachers],
             checkpoints=checkpoints,
             progress=progress,
         )
@@ -198,9 +203,11 @@ class Grid:
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
         return row
 
-    def _teacher(self, run: Run, progress: bool) -> nn.Module:
+    def _teacher(self, run: Run, progress: bool, teaching: Callable[[Run], None] | None) -> nn.Module:
         """The finished network of a run to learn from; it is trained now where it is not done, or was not kept."""
         if self.finished(run) is None or not run.network(self.out).exists():
+            if teaching is not None:
+                teaching(run)
             self.execute(run, progress)
         return self.trained(run)
 
@@ -245,8 +252,18 @@ class Grid:
         write_file(self.out / "results.md", said + markdown(table(rows)))
         return rows
 
-    def all(self, progress: bool = True, before: Callable[[Run, int], None] | None = None) -> Iterator[Row]:
+    def all(
+        self,
+        progress: bool = True,
+        before: Callable[[Run, int], None] | None = None,
+        teaching: Callable[[Run], None] | None = None,
+    ) -> Iterator[Row]:
         """Every result in turn, those that are missing made now; `results.json` is written after each.
+
+        Args:
+            progress: show progress bars.
+            before: told of a run and its place among all before it begins.
+            teaching: told of a teacher that has to be trained first.
 
         Raises:
             RecipeError: as `done`.
@@ -261,7 +278,7 @@ class Grid:
                 if before is not None:
                     before(run, i)
                 try:
-                    row = self.execute(run, progress)
+                    row = self.execute(run, progress, teaching)
                 except NonFiniteError as error:
                     diverged.append(f"{run.label}: {error}")
                     continue
