@@ -7,7 +7,7 @@ import torch
 
 def autocast_on(device: str) -> bool:
     """Whether autocast is on for a type of device; on one that it does not know, as "meta", it is not."""
-    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)  # which older compilers cannot trace
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)  # which PyTorch 2.11 cannot trace
     return known and torch.is_autocast_enabled(device)
 
 
