@@ -142,7 +142,7 @@ class Slots:
                 continue
             call, known = branch.plain
             if state(weight) == known:  # a weight that is elsewhere until its layer is called is no weight yet
-                wanted.append(Wanted(module._slot.number, call, branch.delta, weight))
+                wanted.append(Wanted(module._slot.number, call, weight))
         return made_together(wanted) if len(wanted) > 1 else nullcontext()
 
     def forget_kept(self) -> None:

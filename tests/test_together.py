@@ -1,6 +1,8 @@
 """Sums W + ΔW that are made together are what each layer alone would make, in every use that autograd allows."""
 
+import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -243,3 +245,36 @@ def test_weights_that_are_elsewhere_until_their_layer_is_called():
         layer.register_forward_hook(lambda _, x, y, weight=weight: setattr(weight, "data", torch.empty(0).double()))
     for _ in range(3):
         torch.testing.assert_close(net(x), alone[0])
+
+
+def test_a_task_that_is_set_on_the_way_through():
+    net, _ = network(ResNet().double())
+    trained(net.add_task("other"), scale=0.3, seed=1)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    found = []
+    for whole in (False, True):
+        net.set_task("t")
+        if whole:
+            net(x)
+        handle = net.backbone.layer1.register_forward_pre_hook(lambda *_: net.set_task("other"))
+        found.append(net(x))
+        handle.remove()
+    torch.testing.assert_close(found[1], found[0])
+    net.set_task("t")
+    assert (net(x) - found[0]).abs().max() > 1e-3
+
+
+def test_graphs_are_let_go(taken):
+    net, _ = network(ResNet().double())
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for _ in range(2):
+        net(x).sum().backward()
+    made = [weakref.ref(own) for own in taken if own is not None]
+    assert made
+    gc.collect()
+    gc.disable()
+    try:
+        taken.clear()
+        assert all(own() is None for own in made)
+    finally:
+        gc.enable()

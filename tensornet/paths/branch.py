@@ -91,7 +91,7 @@ class Branch:
         converted = _autocast(x)
         x = operation.padded(x.to(torch.get_autocast_dtype(device.type)) if converted else x)
         if not torch.compiler.is_compiling():
-            made = made_for(number, LayerCall(x.shape, x.dtype, device, allowed, COSTS[device.type]))
+            made = made_for(number, LayerCall(self.delta, x.shape, x.dtype, device, allowed, COSTS[device.type]))
             if made is not None:
                 bias = layer._parameters["bias"]
                 return operation.apply(x, made, None if bias is None else bias.to(x.dtype))
@@ -116,7 +116,7 @@ class Branch:
             return compiled_layer(x, parts, weight, bias, scale, allowed, number)
         path = chosen(operation, x, parts, weight, allowed)
         if costs.plain(path):
-            self.plain = LayerCall(x.shape, x.dtype, x.device, allowed, costs), state(weight)
+            self.plain = LayerCall(self.delta, x.shape, x.dtype, x.device, allowed, costs), state(weight)
             return output(x, parts, weight, bias, scale, operation, path)
         self.plain = None
         y: Tensor = LowRankLayer.apply(x, *parts, weight, bias, scale, operation, path)  # type: ignore[no-untyped-call]

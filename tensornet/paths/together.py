@@ -24,8 +24,9 @@ from tensornet.paths.rule import Costs
 
 
 class LayerCall(NamedTuple):
-    """All that the answer of the rule depends on for one layer with one delta."""
+    """All that the answer of the rule depends on for one layer, with the delta, which has a bottleneck."""
 
+    delta: Delta
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -39,13 +40,11 @@ class Wanted(NamedTuple):
     Attributes:
         number: of the layer.
         call: that it is likely to get.
-        delta: has a bottleneck.
         weight: of the layer.
     """
 
     number: int
     call: LayerCall
-    delta: Delta
     weight: Tensor
 
 
@@ -64,7 +63,7 @@ def made_together(every: Iterable[Wanted]) -> Iterator[None]:
     """Inside, `made_for` finds the sums of those layers among ``every`` whose deltas can be stacked."""
     alike: dict[torch.device, dict[Hashable, list[Wanted]]] = defaultdict(lambda: defaultdict(list))
     for wanted in every:
-        form, weight = wanted.delta.form(), wanted.weight
+        form, weight = wanted.call.delta.form(), wanted.weight
         if form is not None:
             alike[weight.device][form, wanted.call.dtype, weight.shape, weight.stride(), weight.dtype].append(wanted)
     made: dict[int, tuple[LayerCall, Tensor]] = {}
@@ -92,36 +91,36 @@ class _Stack:
     def __init__(self, group: Sequence[Wanted]) -> None:
         weight = group[0].weight
         self.group = group
-        self.names = list(group[0].delta.decomposition.factors())
+        self.delta = group[0].call.delta
+        self.names = list(self.delta.decomposition.factors())
         self._last = not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
 
     def factors(self) -> list[Tensor]:
         """Of all deltas, by factor and then by layer."""
-        every = [wanted.delta.decomposition.factors() for wanted in self.group]
+        every = [wanted.call.delta.decomposition.factors() for wanted in self.group]
         return [own[name] for name in self.names for own in every]
 
     def maps(self, factors: Sequence[Tensor]) -> _Maps:
         """The maps of all deltas from what `factors` gives, differentiable in its stacks."""
-        n, delta = len(self.group), self.group[0].delta
+        n = len(self.group)
         stacks = [torch.stack(tuple(factors[i : i + n])) for i in range(0, len(factors), n)]
         stacks = [stack if stack.requires_grad else stack.requires_grad_() for stack in stacks]
-        parts = delta.bottleneck_of(dict(zip(self.names, stacks, strict=True)))
+        parts = self.delta.bottleneck_of(dict(zip(self.names, stacks, strict=True)))
         parts = parts.to(torch.promote_types(parts.out.dtype, torch.float32))
         return _Maps(stacks, parts.out, parts.rows_last() if self._last else parts.rows())
 
     def sums(self, maps: _Maps) -> Sequence[Tensor]:
         """W + ΔW of every layer, in the dtype of its call."""
-        first = self.group[0]
         weights = self._seen([wanted.weight for wanted in self.group])
-        total = torch.baddbmm(weights.to(maps.out.dtype).flatten(2), maps.out, maps.rows, alpha=first.delta.scale)
-        total = total.to(first.call.dtype).view(weights.shape)
+        total = torch.baddbmm(weights.to(maps.out.dtype).flatten(2), maps.out, maps.rows, alpha=self.delta.scale)
+        total = total.to(self.group[0].call.dtype).view(weights.shape)
         return (total.movedim(-1, 2) if self._last else total).unbind()
 
     def gradients(self, maps: _Maps, found: Sequence[Tensor | None]) -> list[Tensor]:
         """Those of ``maps.out`` and ``maps.rows`` from those of the sums, of which one at least is there."""
         some = next(g for g in found if g is not None)
         g = self._seen([torch.zeros_like(some) if g is None else g for g in found]).to(maps.out.dtype).flatten(2)
-        g = scaled(g, self.group[0].delta.scale)
+        g = scaled(g, self.delta.scale)
         return [torch.bmm(g, maps.rows.mT), torch.bmm(maps.out.mT, g)]
 
     def _seen(self, weights: Sequence[Tensor]) -> Tensor:
