@@ -278,3 +278,23 @@ def test_graphs_are_let_go(taken):
         assert all(own() is None for own in made)
     finally:
         gc.enable()
+
+
+class Unlearnt(torch.autograd.Function):
+    """Takes part in the graph and has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return None
+
+
+def test_no_gradient_at_all():
+    net, parameters = network(Towers().double(), head="none")
+    x = torch.randn(3, 4, dtype=torch.float64)
+    for _ in range(2):
+        sum(Unlearnt.apply(y).sum() for y in net(x)).backward()
+    assert all(p.grad is None for p in parameters)

@@ -13,6 +13,8 @@ class Bottleneck(NamedTuple):
 
     ΔW[o, i, k] = Σ_q Σ_p out[o, q] · core[q, p, k] · into[p, i]
 
+    In a stack of several, every map has a mode before these; `rows`, `rows_last` and `to` take it.
+
     Attributes:
         out: shape (C_out, Q).
         core: shape (Q, P, K); shape (Q, K) for a diagonal core, where Q = P; None for the identity.

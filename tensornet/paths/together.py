@@ -168,6 +168,8 @@ def _of_factors(ctx: Any, found: Sequence[Tensor | None]) -> list[Tensor | None]
     ends = [end for _, maps, _ in reached for end in (maps.out, maps.rows)]
     gradients = [g for stack, maps, gs in reached for g in stack.gradients(maps, gs)]
     begins = [stack for _, maps, _ in reached for stack in maps.stacks]
+    if not reached:
+        return [None] * len(ctx.needs_input_grad[1:])
     of_stacks = iter(torch.autograd.grad(ends, begins, gradients, retain_graph=True, create_graph=twice))
     result: list[Tensor | None] = []
     for stack, gs in zip(ctx.stacks, own, strict=True):
