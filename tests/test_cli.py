@@ -284,7 +284,7 @@ def test_other_bad_input(data_root, tmp_path, trained_run):
     assert "cannot write" in said
     recipe = data_root / "recipe.toml"
     (tmp_path / "file").write_text("")
-    assert "cannot make the folder" in refused("train", recipe, "--data", data_root, "--out", tmp_path / "file")
+    assert "file is a file; name a folder" in refused("train", recipe, "--data", data_root, "--out", tmp_path / "file")
     assert "cannot make the folder" in refused("demo", "--out", tmp_path / "file")
     assert "key=value" in refused("train", recipe, "--out", tmp_path / "o", "--set", "epochs")
     assert "no task 'nothing'" in refused("train", recipe, "--data", data_root, "--out", tmp_path / "o", "--task", "nothing")

@@ -267,4 +267,4 @@ def test_a_folder_that_cannot_be_read(train, data, monkeypatch):
 @pytest.mark.parametrize("below", ["", "run"])
 def test_results_that_can_go_nowhere_are_found_before_the_first_training(train, tmp_path, below):
     (tmp_path / "out").write_text("a file")
-    assert "is to be a folder for the results" in refused(*train(), "--out", tmp_path / "out" / below, "--check")
+    assert "is a file; name a folder" in refused(*train(), "--out", tmp_path / "out" / below, "--check")

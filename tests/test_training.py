@@ -457,7 +457,7 @@ def test_the_teachers_of_several_seeds_are_trained_once_and_are_part_of_the_sett
     assert not {run.digest for run in one.runs} & {run.digest for run in both.runs}
     trained = []
     execute = both.execute
-    both.execute = lambda run, progress: trained.append((run.variant, run.seed)) or execute(run, progress)
+    both.execute = lambda run, *rest: trained.append((run.variant, run.seed)) or execute(run, *rest)
     rows = list(both.all(progress=False))
     assert trained == [("taught", 0), ("full", 0), ("full", 1), ("taught", 1)]
     assert rows[0]["value"] != rows[1]["value"] or rows[0]["loss"] != rows[1]["loss"]

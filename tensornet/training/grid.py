@@ -77,7 +77,7 @@ class Grid:
         drawn = sorted({seed for recipe in self.recipes.values() for seed in recipe.train.seeds})
         problems += [f"there is no seed {seed}; train.seeds has {drawn}" for seed in seeds if seed not in drawn]
         there = next(place for place in (self.out.absolute(), *self.out.absolute().parents) if place.exists())
-        problems += [] if there.is_dir() else [f"{self.out} is to be a folder for the results, and {there} is a file"]
+        problems += [] if there.is_dir() else [f"the results cannot go to {self.out}: {there} is a file; name a folder"]
         for variant, recipe in {run.variant: run.recipe for run in self.runs}.items():
             try:
                 try_image(self.network(recipe), recipe)
@@ -210,7 +210,7 @@ class Grid:
         if self.finished(run) is None or not run.network(self.out).exists():
             if teaching is not None:
                 teaching(run)
-            self.execute(run, progress)
+            self.execute(run, progress, teaching)
         return self.trained(run)
 
     def trained(self, run: Run) -> nn.Module:
