@@ -11,7 +11,6 @@ from tensornet.config import NONE
 from tensornet.errors import ConfigError, TaskFileError
 from tensornet.training.grid import Grid
 from tensornet.training.recipe import Recipe
-from tensornet.training.run import Run
 
 RANKS = (0, 1, 2, 4, 8, 16, 32)
 """0 is a task of norm layers and head alone."""
@@ -45,13 +44,13 @@ def rank_recipes(recipe: Recipe, ranks: Sequence[int], seeds: int | None = None)
     return {f"rank-{r}": recipe.model_copy(update={"adapt": adapt, "train": train}) for r, adapt in sorted(adapts.items())}
 
 
-def run_ranks(grid: Grid, progress: bool = True, before: Callable[[Run, int], None] | None = None) -> dict[str, str]:
+def run_ranks(grid: Grid, progress: bool = True, before: Callable[[str], None] | None = None) -> dict[str, str]:
     """Train what is not trained yet, seed by seed; a run that fails is reported at the end and stops nothing.
 
     Args:
         grid: of `rank_recipes`.
         progress: show a progress bar for each training.
-        before: is told of every run before it begins.
+        before: is told of every run before it begins, in a line.
 
     Returns:
         Why each run that failed did, by its label.
@@ -61,10 +60,10 @@ def run_ranks(grid: Grid, progress: bool = True, before: Callable[[Run, int], No
     """
     grid.done()
     failed = {}
-    for i, run in enumerate(sorted(grid.runs, key=lambda run: run.seed)):
+    for i, run in enumerate(sorted(grid.runs, key=lambda run: run.seed), 1):
         if grid.finished(run) is None:
             if before is not None:
-                before(run, i)
+                before(f"[{i}/{len(grid.runs)}] {run.label}")
             try:
                 grid.execute(run, progress)
             except Exception as error:  # whatever went wrong in one of many runs, the others go on

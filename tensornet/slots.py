@@ -143,7 +143,7 @@ class Slots:
             call, known = branch.plain
             if state(weight) == known:  # a weight that is elsewhere until its layer is called is no weight yet
                 wanted.append(Wanted(module._slot.number, call, weight))
-        return made_together(wanted) if len(wanted) > 1 else nullcontext()
+        return made_together(wanted) if wanted else nullcontext()
 
     def forget_kept(self) -> None:
         """Drop every W + ΔW that is kept."""

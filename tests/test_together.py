@@ -140,8 +140,9 @@ class Towers(nn.Module):
         return self.left(x), self.right(x), self.unused(x) if unused else None
 
 
-def test_each_part_may_have_a_backward_of_its_own(taken):
-    net, parameters = network(Towers().double(), head="none")
+@pytest.mark.parametrize("name", NAMES)
+def test_each_part_may_have_a_backward_of_its_own(name, taken):
+    net, parameters = network(Towers().double(), name, head="none")
     x = torch.randn(3, 4, dtype=torch.float64)
     net(x)[0].sum().backward()
     alone = [None if p.grad is None else p.grad.clone() for p in parameters]
@@ -161,7 +162,7 @@ def test_each_part_may_have_a_backward_of_its_own(taken):
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing(whole, reentrant):
+def test_activation_checkpointing(whole, reentrant, taken):
     class Checkpointed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -180,9 +181,10 @@ def test_activation_checkpointing(whole, reentrant):
         run(x).square().sum().backward()
         grads.append([p.grad.clone() for p in parameters])
     torch.testing.assert_close(grads[0], grads[2])
+    assert any(own is not None for own in taken) == (not whole or reentrant)
 
 
-def test_factors_changed_between_calls_are_seen():
+def test_factors_changed_between_calls_are_seen(taken):
     net, parameters = network(ResNet().double())
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     for _ in range(3):
@@ -194,6 +196,7 @@ def test_factors_changed_between_calls_are_seen():
     for name in ("other", "t"):
         net.set_task(name)
         torch.testing.assert_close(net(x), net.merged(name).eval()(x))
+    assert taken[-1] is not None
 
 
 def test_one_thread_does_not_take_what_another_made(taken):
@@ -211,12 +214,13 @@ def test_one_thread_does_not_take_what_another_made(taken):
     for thread in threads:
         thread.join()
     assert len(found) == 4
+    assert any(own is not None for own in taken)
     for every in found.values():
         for own in every:
             torch.testing.assert_close(own, alone)
 
 
-def test_frozen_factors_and_no_gradients():
+def test_frozen_factors_and_no_gradients(taken):
     net, parameters = network(ResNet().double())
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     expected = net.merged("t").eval()(x)
@@ -229,11 +233,12 @@ def test_frozen_factors_and_no_gradients():
     for p in parameters:
         p.requires_grad_(False)
     torch.testing.assert_close(net(x), expected)
+    assert taken[-1] is not None
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected)
 
 
-def test_weights_that_are_elsewhere_until_their_layer_is_called():
+def test_weights_that_are_elsewhere_until_their_layer_is_called(taken):
     """As offloading and sharding do it."""
     net, parameters = network(ResNet().double())
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -245,6 +250,8 @@ def test_weights_that_are_elsewhere_until_their_layer_is_called():
         layer.register_forward_hook(lambda _, x, y, weight=weight: setattr(weight, "data", torch.empty(0).double()))
     for _ in range(3):
         torch.testing.assert_close(net(x), alone[0])
+    assert taken
+    assert all(own is None for own in taken)
 
 
 def test_a_task_that_is_set_on_the_way_through():
@@ -292,9 +299,10 @@ class Unlearnt(torch.autograd.Function):
         return None
 
 
-def test_no_gradient_at_all():
+def test_no_gradient_at_all(taken):
     net, parameters = network(Towers().double(), head="none")
     x = torch.randn(3, 4, dtype=torch.float64)
     for _ in range(2):
         sum(Unlearnt.apply(y).sum() for y in net(x)).backward()
+    assert taken[-1] is not None
     assert all(p.grad is None for p in parameters)

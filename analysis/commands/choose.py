@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from analysis.commands.places import Csv, Figure, in_a_folder
 from analysis.kinds import Cost
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,4 +176,4 @@ def _print(plan: Plan) -> None:
         said.append(f"best single choice: {best.name}, relative error {best.error:.6f} with {best.cost:,} {plan.unit}")
     if plan.error < 1e-6:
         said.append("the budget buys every delta whole: a smaller one would do")
-    Console(stderr=True).print("\n".join(said), markup=False, highlight=False)
+    say("\n".join(said))

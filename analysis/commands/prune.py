@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from analysis.commands.places import Csv, a_figure
 from analysis.kinds import LABELS, Kind
 from tensornet.commands.backbone import Options, Weights, read_options
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,7 +129,7 @@ def _prune(
     print_table(title, ["layer", LABELS[kind], "kept", "rank before", "rank", "parameters"], lines)
     if norms is not None:
         said = f"{len(pruned.returned)} norm layers returned, {len(pruned.file.norms)} stay the task's own"
-        Console(stderr=True).print(said, highlight=False)
+        say(said)
 
 
 def _sweep(
@@ -152,14 +151,12 @@ def _sweep(
     from tensornet.training.recorded import recorded_recipes, trained_tasks
 
     a_figure(out)
-    console = Console(stderr=True)
     recorded = recorded_recipes(run)
     adapted = [name for name, recipe in recorded.items() if recipe.train.method == "adapt"]
     whole = [name for name in variant if name in recorded and name not in adapted]
     if whole:
         raise ConfigError(f"variant {whole[0]!r} trained whole networks, which have no deltas to remove")
     grid = Grid(recorded, data, run, trained_tasks(recorded, run), variant or adapted)
-    say = lambda text: console.print(text, markup=False, highlight=False)
     table = sweep(grid, thresholds or None, kind, reestimate=reestimate, before=say)
     if csv is not None:
         write_file(csv, table.to_csv(index=False))

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from analysis.commands.places import Csv, Figure
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, say
 from tensornet.commands.train import print_check
 
 
@@ -43,17 +43,12 @@ def ranks(
     if variant not in recipes:
         raise ConfigError(f"say with --variant which variant of {recipe} to vary. {near(variant, recipes)}")
     grid = Grid(rank_recipes(recipes[variant], rank or RANKS, seeds), data, out, task)
-    console = Console(stderr=True)
     done = grid.done()
-    console.print(f"{len(grid.runs)} runs, {done} done; results go to {out}", markup=False, highlight=False)
+    say(f"{len(grid.runs)} runs, {done} done; results go to {out}")
     if check:
         print_check(grid, done, json)
         return
-    failed = run_ranks(
-        grid,
-        progress=console.is_terminal,
-        before=lambda run, i: console.print(f"[{i + 1}/{len(grid.runs)}] {run.label}", markup=False, highlight=False),
-    )
+    failed = run_ranks(grid, progress=Console(stderr=True).is_terminal, before=say)
     rows = grid.results()
     if rows:
         table = rank_table(rows)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tensornet.commands.output import Json, print_json
+from tensornet.commands.output import Json, print_json, say
 
 
 def report(
@@ -27,4 +26,4 @@ def report(
     if json:
         print_json(data)
         return
-    Console(stderr=True).print(f"{out}: open it in a browser", markup=False, highlight=False)
+    say(f"{out}: open it in a browser")

@@ -87,11 +87,12 @@ def saved_for_backward(model: nn.Module, x: Tensor, call: Callable[[nn.Module, T
     kept: list[Tensor] = []  # nothing is freed before it is counted
 
     def pack(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()  # with its graph it would hold itself
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in held:
             found[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor.detach())  # with its graph it would hold itself
-        return tensor.detach()
+            kept.append(tensor)
+        return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         call(model, x)

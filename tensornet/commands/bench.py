@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, say
 
 _SETUP = (
     "Set-up: resnet50-64, resnet50-224, resnet50-224-last (channels last), mobilenet-128 (needs --data), vit-224, "
@@ -46,7 +45,6 @@ def bench(
     from tensornet.bench.run import Settings, run
     from tensornet.bench.tables import TITLES, table
 
-    console = Console(stderr=True)
     products = find_precision(precision)
     check_device(device)
     if fit:
@@ -69,11 +67,11 @@ def bench(
         return
     chosen = setup or setups.DEFAULT, measure or measures.DEFAULT
     settings = Settings(*chosen, contender, repeats, threads, device, data, products, rows)
-    result = run(settings, out, lambda text: console.print(text, markup=False, highlight=False))
+    result = run(settings, out, say)
     if json:
         typer.echo(jsons.dumps(result, indent=1))
         return
     for name, by_measure in result["measures"].items():
         for measured, found in by_measure.items():
             print_table(f"{name}: {TITLES[measured].lower()}", *table(found))
-    console.print(f"All of it: {out / 'bench.md'} and bench.json, with pictures beside them.", markup=False, highlight=False)
+    say(f"All of it: {out / 'bench.md'} and bench.json, with pictures beside them.")

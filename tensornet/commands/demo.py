@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, say
 
 
 def demo(
@@ -21,8 +20,7 @@ def demo(
     from tensornet.demo.run import domains, run
     from tensornet.training.table import table
 
-    console = Console(stderr=True)
-    rows = run(out, lambda text: console.print(text, markup=False, highlight=False))
+    rows = run(out, say)
     picture(rows, domains(), out / "demo.png")
     tasks = sorted((out / "tasks").iterdir())
     figures = entry_points(group="tensornet.commands", name="norms")
@@ -36,6 +34,6 @@ def demo(
         print_json(rows)
     else:
         print_table("Accuracy on test, percent", *table(rows))
-    console.print(f"Pictures: {out / 'demo.png'} and {out / 'norms.png'}. Next:", highlight=False)
-    console.print(f"  tensornet inspect {tasks[0]}", highlight=False)
-    console.print(f"  tensornet norms {out / 'tasks'}/* --kind relative --out relative.png", highlight=False)
+    say(f"Pictures: {out / 'demo.png'} and {out / 'norms.png'}. Next:")
+    say(f"  tensornet inspect {tasks[0]}")
+    say(f"  tensornet norms {out / 'tasks'}/* --kind relative --out relative.png")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from tensornet.commands.output import Json, print_json, print_table
+from tensornet.commands.output import Json, print_json, print_table, say
 
 
 def evaluate(
@@ -35,7 +34,7 @@ def evaluate(
     for one in without_network(every_run(recipes), run):
         if not task or one.task.name in task:
             lost = f"left out: {one.label} has a result, but its network {one.network(run)} is gone"
-            Console(stderr=True).print(lost, markup=False, highlight=False, soft_wrap=True)
+            say(lost)
     grid = Grid(recipes, data, run, task or trained_tasks(recipes, run))
     networks: dict[str, AdaptedNetwork] = {}
     net: nn.Module

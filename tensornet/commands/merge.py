@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tensornet.commands.backbone import Backbone, Data, Options, Weights, on_its_backbone
+from tensornet.commands.output import say
 
 
 def merge(
@@ -27,6 +27,4 @@ def merge(
     net, name = on_its_backbone(task, backbone, data, weights, option)
     state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
     write_file(out, save(state, {"format": "pt"}))
-    Console(stderr=True).print(
-        f"{out}: {len(state)} tensors of {name!r} on {net.backbone_name}", markup=False, highlight=False
-    )
+    say(f"{out}: {len(state)} tensors of {name!r} on {net.backbone_name}")

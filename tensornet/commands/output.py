@@ -30,6 +30,11 @@ def finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def say(text: str) -> None:
+    """A line on standard error for people, as it is."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def some(names: Sequence[str], limit: int) -> str:
     """The first of some names, for people."""
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tensornet.commands.output import Json, print_json, print_table, some
+from tensornet.commands.output import Json, print_json, print_table, say, some
 
 if TYPE_CHECKING:
     from tensornet.training.grid import Grid
@@ -33,27 +33,18 @@ def train(
 
     recipes = load_recipe(recipe, settings)
     grid = Grid(recipes, data, out, task, variant, seed)
-    console = Console(stderr=True)
     done = grid.done()
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
-    console.print(f"{runs}, {done} done; results go to {out}", markup=False, highlight=False)
+    say(f"{runs}, {done} done; results go to {out}")
     lost = without_network(grid.runs, out)
     if lost:
         said = f"{len(lost)} done without a network that could be used, such as {lost[0].label}"
         advice = f"delete {lost[0].record(out)} to train it again"
-        console.print(f"{said}: {advice}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{said}: {advice}")
     if check:
         print_check(grid, done, json)
         return
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    for row in grid.all(
-        progress=console.is_terminal,
-        before=lambda run, i: say(f"[{i + 1}/{len(grid.runs)}] {run.label}"),
-        teaching=lambda run: say(f"  first a teacher: {run.label}, once"),
-    ):
+    for row in grid.all(progress=Console(stderr=True).is_terminal, before=say):
         accuracy = f"{100 * row['value']:.1f} %"
         say(f"  {row['variant']} {row['task']}: {accuracy}, {row['seconds']:.0f} s")
     rows = grid.results()

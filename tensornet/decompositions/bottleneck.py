@@ -42,7 +42,7 @@ class Bottleneck(NamedTuple):
         """The kernel without its first map: shape (P, C_out · K), so that ΔW[o, i, k] = Σ_p into[p, i] · columns[p, ok]."""
         if self.core is None:
             return self.out.T
-        if self.core.ndim == 2:
+        if not self._full():
             return (self.out.T.unsqueeze(2) * self.core.unsqueeze(1)).flatten(1)
         return torch.einsum("oq,qpk->pok", self.out, self.core).flatten(1)
 
@@ -62,10 +62,10 @@ class Bottleneck(NamedTuple):
             return None, gradient
         if self.into is None:
             return gradient.reshape(self.core.shape), None
-        if self.core.ndim == 2 and self.core.shape[1] == 1:
+        if not self._full() and self.core.shape[1] == 1:
             return (gradient * self.into).sum(1, keepdim=True), gradient * self.core
         shaped = gradient.unflatten(1, (self.into.shape[1], -1))  # (Q, C_in, K)
-        if self.core.ndim == 2:
+        if not self._full():
             return (shaped * self.into[:, :, None]).sum(1), (shaped * self.core[:, None, :]).sum(2)
         core = torch.matmul(self.into, shaped)
         return core, torch.tensordot(self.core, shaped, dims=([0, 2], [0, 2]))

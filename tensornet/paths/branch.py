@@ -86,37 +86,39 @@ class Branch:
         "activations": there, a kept W + ΔW gives the same bits without gradients.
         """
         allowed = way if layer.training or way == "activations" else "output on the weight"
-        operation, device = self.operation, x.device
+        weight, bias, operation, device = layer._parameters["weight"], layer._parameters["bias"], self.operation, x.device
         assert operation is not None
-        converted = _autocast(x)
-        x = operation.padded(x.to(torch.get_autocast_dtype(device.type)) if converted else x)
-        if not torch.compiler.is_compiling():
-            made = made_for(number, LayerCall(self.delta, x.shape, x.dtype, device, allowed, COSTS[device.type]))
-            if made is not None:
-                bias = layer._parameters["bias"]
-                return operation.apply(x, made, None if bias is None else bias.to(x.dtype))
-        if not converted:
-            return self._alone(layer, x, allowed, number)
+        assert weight is not None
+        x = operation.padded(x.to(torch.get_autocast_dtype(device.type)) if _autocast(x) else x)
+        if torch.compiler.is_compiling():
+            with without_autocast(device.type):
+                return self._compiled(x, weight, bias, allowed, number)
+        call = LayerCall(self.delta, x.shape, x.dtype, device, allowed, COSTS[device.type])
+        made = made_for(number, call)
+        if made is not None:
+            return operation.apply(x, made, None if bias is None else bias.to(x.dtype))
         with without_autocast(device.type):
-            return self._alone(layer, x, allowed, number)
+            return self._alone(x, weight, bias, call)
 
-    def _alone(self, layer: nn.Module, x: Tensor, allowed: str, number: int) -> Tensor:
-        """`step` from the padded input in its dtype, where W + ΔW was not made before."""
-        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    def _compiled(self, x: Tensor, weight: Tensor, bias: Tensor | None, allowed: str, number: int) -> Tensor:
+        """`step` from the padded input in its dtype, for a compiler."""
         parts, scale, operation = self.delta.bottleneck(), self.delta.scale, self.operation
         assert operation is not None
         assert parts is not None
-        assert weight is not None
-        costs = COSTS[x.device.type]
-        if torch.compiler.is_compiling():
-            if costs.plain(ON_WEIGHT) and allowed != "activations":
-                return output(x, parts, weight, bias, scale, operation, ON_WEIGHT)
-            if allowed != "activations" and not torch.is_grad_enabled():
-                allowed = "kept"
-            return compiled_layer(x, parts, weight, bias, scale, allowed, number)
-        path = chosen(operation, x, parts, weight, allowed)
-        if costs.plain(path):
-            self.plain = LayerCall(self.delta, x.shape, x.dtype, x.device, allowed, costs), state(weight)
+        if COSTS[x.device.type].plain(ON_WEIGHT) and allowed != "activations":
+            return output(x, parts, weight, bias, scale, operation, ON_WEIGHT)
+        if allowed != "activations" and not torch.is_grad_enabled():
+            allowed = "kept"
+        return compiled_layer(x, parts, weight, bias, scale, allowed, number)
+
+    def _alone(self, x: Tensor, weight: Tensor, bias: Tensor | None, call: LayerCall) -> Tensor:
+        """`step` from the padded input in its dtype, where W + ΔW was not made before."""
+        parts, scale, operation = self.delta.bottleneck(), self.delta.scale, self.operation
+        assert operation is not None
+        assert parts is not None
+        path = chosen(operation, x, parts, weight, call.allowed)
+        if call.costs.plain(path):
+            self.plain = call, state(weight)
             return output(x, parts, weight, bias, scale, operation, path)
         self.plain = None
         y: Tensor = LowRankLayer.apply(x, *parts, weight, bias, scale, operation, path)  # type: ignore[no-untyped-call]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,23 @@ from tensornet.errors import RecipeError, near
 from tensornet.network import AdaptedNetwork
 from tensornet.training.adapting import fresh_head, peer_network
 from tensornet.training.recipe import Recipe
+
+
+def unknown(recipes: Mapping[str, Recipe], tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """What is wrong with names and seeds that were picked: those that no recipe has."""
+    known = {task.name for recipe in recipes.values() for task in recipe.tasks}
+    drawn = sorted({seed for recipe in recipes.values() for seed in recipe.train.seeds})
+    return [
+        *(f"there is no task {name!r}; there is {', '.join(sorted(known))}" for name in tasks if name not in known),
+        *(f"there is no variant {name!r}. {near(name, recipes)}" for name in variants if name not in recipes),
+        *(f"there is no seed {seed}; train.seeds has {drawn}" for seed in seeds if seed not in drawn),
+    ]
+
+
+def nowhere(out: Path) -> list[str]:
+    """What is wrong with a folder for results: a file is in its place."""
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    return [] if there.is_dir() else [f"the results cannot go to {out}: {there} is a file; name a folder"]
 
 
 def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:

@@ -16,11 +16,11 @@ from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
 from tensornet.data.images import Images, check_readable
 from tensornet.data.sources import Split, held_out, read_domain
-from tensornet.errors import DataError, NonFiniteError, RecipeError, TensornetError, near
+from tensornet.errors import DataError, NonFiniteError, RecipeError, TensornetError
 from tensornet.network import AdaptedNetwork, adapt
 from tensornet.training.adapting import Row, result, save_network, saved_network, train_task
 from tensornet.training.batches import as_trained
-from tensornet.training.checks import try_image, why_not_taught
+from tensornet.training.checks import nowhere, try_image, unknown, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.recorded import read_row, together
 from tensornet.training.run import Run, every_run
@@ -68,16 +68,7 @@ class Grid:
 
     def _check(self, only: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> None:
         """Everything that can be known before the first training."""
-        problems: list[str] = []
-        known = {task.name for recipe in self.recipes.values() for task in recipe.tasks}
-        problems += [f"there is no task {name!r}; there is {', '.join(sorted(known))}" for name in only if name not in known]
-        problems += [
-            f"there is no variant {name!r}. {near(name, self.recipes)}" for name in variants if name not in self.recipes
-        ]
-        drawn = sorted({seed for recipe in self.recipes.values() for seed in recipe.train.seeds})
-        problems += [f"there is no seed {seed}; train.seeds has {drawn}" for seed in seeds if seed not in drawn]
-        there = next(place for place in (self.out.absolute(), *self.out.absolute().parents) if place.exists())
-        problems += [] if there.is_dir() else [f"the results cannot go to {self.out}: {there} is a file; name a folder"]
+        problems = [*unknown(self.recipes, only, variants, seeds), *nowhere(self.out)]
         for variant, recipe in {run.variant: run.recipe for run in self.runs}.items():
             try:
                 try_image(self.network(recipe), recipe)
@@ -167,7 +158,7 @@ class Grid:
         self._recorded()
         return sum(self.finished(run) is not None for run in self.runs)
 
-    def execute(self, run: Run, progress: bool = True, teaching: Callable[[Run], None] | None = None) -> Row:
+    def execute(self, run: Run, progress: bool = True, before: Callable[[str], None] | None = None) -> Row:
         """Train one run, write its task and its result, and return the result.
 
         A run that was killed goes on from its last epoch.
@@ -175,7 +166,7 @@ class Grid:
         Args:
             run: one of `runs`, or a teacher of one.
             progress: show a progress bar.
-            teaching: told of a teacher that has to be trained first.
+            before: is told of a teacher that has to be trained first, in a line.
         """
         recipe = run.recipe
         train, test = self.images(run)
@@ -190,7 +181,7 @@ class Grid:
             settings,
             recipe.input,
             run.seed,
-            teachers=[self._teacher(other, progress, teaching) for other in run.teachers],
+            teachers=[self._teacher(other, progress, before) for other in run.teachers],
             checkpoints=checkpoints,
             progress=progress,
         )
@@ -205,12 +196,12 @@ class Grid:
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
         return row
 
-    def _teacher(self, run: Run, progress: bool, teaching: Callable[[Run], None] | None) -> nn.Module:
+    def _teacher(self, run: Run, progress: bool, before: Callable[[str], None] | None) -> nn.Module:
         """The finished network of a run to learn from; it is trained now where it is not done, or was not kept."""
         if self.finished(run) is None or not run.network(self.out).exists():
-            if teaching is not None:
-                teaching(run)
-            self.execute(run, progress, teaching)
+            if before is not None:
+                before(f"  first a teacher: {run.label}, once")
+            self.execute(run, progress)
         return self.trained(run)
 
     def trained(self, run: Run) -> nn.Module:
@@ -254,18 +245,12 @@ class Grid:
         write_file(self.out / "results.md", said + markdown(table(rows)))
         return rows
 
-    def all(
-        self,
-        progress: bool = True,
-        before: Callable[[Run, int], None] | None = None,
-        teaching: Callable[[Run], None] | None = None,
-    ) -> Iterator[Row]:
+    def all(self, progress: bool = True, before: Callable[[str], None] | None = None) -> Iterator[Row]:
         """Every result in turn, those that are missing made now; `results.json` is written after each.
 
         Args:
             progress: show progress bars.
-            before: told of a run and its place among all before it begins.
-            teaching: told of a teacher that has to be trained first.
+            before: is told of every run, and of a teacher that has to be trained first, before it begins, in a line.
 
         Raises:
             RecipeError: as `done`.
@@ -274,13 +259,13 @@ class Grid:
         diverged: list[str] = []
         self.done()
         self._kept_recipes()
-        for i, run in enumerate(self.runs):
+        for i, run in enumerate(self.runs, 1):
             row = self.finished(run)
             if row is None:
                 if before is not None:
-                    before(run, i)
+                    before(f"[{i}/{len(self.runs)}] {run.label}")
                 try:
-                    row = self.execute(run, progress, teaching)
+                    row = self.execute(run, progress, before)
                 except NonFiniteError as error:
                     diverged.append(f"{run.label}: {error}")
                     continue
