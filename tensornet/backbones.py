@@ -32,7 +32,8 @@ def load_backbone(
 
     Args:
         source: `hub:DIR:ENTRY` (a local torch.hub folder), `python:MODULE:FUNCTION`, `timm:NAME`, `torchvision:NAME` or
-            `transformers:NAME_OR_DIR`.
+            `transformers:NAME_OR_DIR` for the network without a head, or `transformers:CLASS:NAME_OR_DIR`, such as
+            `transformers:AutoModelForImageClassification:microsoft/resnet-50`, for that class of the library.
         root: relative folders in ``source`` and ``weights`` begin here.
         pretrained: whether the library should load its weights; `python:` functions decide themselves.
         options: keyword arguments for the function that builds it.
@@ -129,7 +130,14 @@ def _torchvision(rest: str, root: Path, pretrained: bool, options: dict[str, Any
 def _transformers(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:
     import transformers
 
-    name = str(root / rest) if (root / rest).is_dir() else rest
+    kind, _, name = rest.rpartition(":")
+    maker: Any = getattr(transformers, kind or "AutoModel", None)
+    if not hasattr(maker, "from_pretrained"):
+        raise BackboneError(
+            f"transformers:{rest}: transformers has no network {kind!r}; AutoModelForImageClassification is one"
+        )
+    name = str(root / name) if (root / name).is_dir() else name
     if pretrained:
-        return transformers.AutoModel.from_pretrained(name, **options)
-    return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name, **options))
+        return maker.from_pretrained(name, **options)
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    return maker.from_config(config) if hasattr(maker, "from_config") else maker(config)

@@ -1,11 +1,12 @@
-"""A network in eval mode, and back again."""
+"""A network that is evaluated: in eval mode and back again, and what it says of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -18,3 +19,8 @@ def evaluated(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def logits(output: Any) -> Any:
+    """The logits of an output: what transformers call so in theirs, or the output itself."""
+    return output if isinstance(output, Tensor) else getattr(output, "logits", output)

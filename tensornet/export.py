@@ -155,7 +155,7 @@ def _config(backbone: str, ranks: dict[str, int], whole: list[str]) -> dict[str,
     others = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",
-        "base_model_name_or_path": backbone.removeprefix("transformers:"),
+        "base_model_name_or_path": re.sub("^transformers:([^:]*:)?", "", backbone),
         "r": common,
         "lora_alpha": common,
         "rank_pattern": others,

@@ -36,7 +36,7 @@ def picture(rows: Sequence[dict[str, Any]], domains: dict[str, tuple[Images, Ima
         axis.spines[:].set_visible(False)
     plot = right.subplots()
     methods = list(dict.fromkeys(row["variant"] for row in rows))
-    for name, colour, marker in zip(domains, COLOURS, MARKERS, strict=True):
+    for name, colour, marker in zip(domains, COLOURS, MARKERS, strict=False):
         values = {row["variant"]: 100 * row["value"] for row in rows if row["task"] == name}
         plot.plot([values[m] for m in methods], color=colour, marker=marker, label=name)
     shares = [mean(100 * row["ratio"] for row in rows if row["variant"] == m) for m in methods]
@@ -44,7 +44,7 @@ def picture(rows: Sequence[dict[str, Any]], domains: dict[str, tuple[Images, Ima
     plot.set_xticks(range(len(methods)), labels, fontsize=8)
     plot.set_xlabel("what a task owns, and its parameters as a share of the backbone's")
     plot.set_ylabel("accuracy on test, percent")
-    plot.set_title("One frozen backbone, five domains", loc="left")
+    plot.set_title("One frozen backbone, " + ("five domains" if len(domains) == 5 else ", ".join(domains)), loc="left")
     plot.grid(axis="y", alpha=0.3)
     plot.spines[["top", "right"]].set_visible(False)
     plot.legend(frameon=False, fontsize=9)

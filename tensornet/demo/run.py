@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ SOURCE = Train.model_validate({"epochs": 4, "lr": 1e-2, "flip": False, "pad": 2}
 TASK = Train.model_validate({"epochs": 8, "lr": 1e-2, "flip": False, "pad": 2})
 FULL = TASK.model_copy(update={"method": "full", "lr": 3e-3})
 
+NAMES = ("handwritten", *DOMAINS)
+"""Of the domains."""
+
 KEPT = "FTN, CP rank 4"
 METHODS: dict[str, tuple[AdaptConfig, Train]] = {
     "head": (AdaptConfig("none", norms="shared"), TASK),
@@ -36,12 +39,13 @@ METHODS: dict[str, tuple[AdaptConfig, Train]] = {
 }
 
 
-def run(out: Path, say: Callable[[str], None]) -> list[Row]:
+def run(out: Path, say: Callable[[str], None], names: Sequence[str] = NAMES) -> list[Row]:
     """The whole demo.
 
     Args:
         out: folder for `backbone.safetensors`, `tasks/NAME/`, and `results.json`.
         say: told what begins.
+        names: of the domains.
 
     Returns:
         One row per method and domain, as in the `results.json` of a recipe.
@@ -56,21 +60,25 @@ def run(out: Path, say: Callable[[str], None]) -> list[Row]:
     state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     write_file(out / "backbone.safetensors", save(state))
     rows: list[Row] = []
-    for name, (domain_train, domain_test) in domains().items():
+    for name, (domain_train, domain_test) in domains(names).items():
         say(f"{name}: {len(METHODS)} ways to adapt")
         rows += [_adapted(state, name, method, domain_train, domain_test, out) for method in METHODS]
         write_file(out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
     return rows
 
 
-def domains() -> dict[str, tuple[Images, Images]]:
-    """The five domains: four rendered, one real; 1,000 images for training, 500 for test (handwritten: 1,297 and 500)."""
-    made = {
-        name: (Images(rendered(disguise, 1000, 10 + i), SIZE), Images(rendered(disguise, 500, 20 + i, test=True), SIZE))
-        for i, (name, disguise) in enumerate(DOMAINS.items())
-    }
-    train, test = handwritten()
-    return {"handwritten": (Images(train, SIZE), Images(test, SIZE))} | made
+def domains(names: Sequence[str] = NAMES) -> dict[str, tuple[Images, Images]]:
+    """Training and test images of domains: 1,000 and 500, rendered; of handwritten digits 1,297 and 500, real."""
+    return {name: _images(name) for name in names}
+
+
+def _images(name: str) -> tuple[Images, Images]:
+    if name not in DOMAINS:
+        train, test = handwritten()
+    else:
+        i = list(DOMAINS).index(name)
+        train, test = rendered(DOMAINS[name], 1000, 10 + i), rendered(DOMAINS[name], 500, 20 + i, test=True)
+    return Images(train, SIZE), Images(test, SIZE)
 
 
 def _adapted(state: dict[str, Any], name: str, method: str, train: Images, test: Images, out: Path) -> Row:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tensornet.errors import RecipeError, near
+from tensornet.evaluation import logits
 from tensornet.network import AdaptedNetwork
 from tensornet.training.adapting import fresh_head, peer_network
 from tensornet.training.recipe import Recipe
@@ -45,8 +46,8 @@ def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:
     try:
         with torch.no_grad():
             network = net if peer is None else peer
-            output = network.eval()(torch.zeros(1, 3, size, size))
-            learning = network.train()(torch.zeros(2, 3, size, size))
+            output = logits(network.eval()(torch.zeros(1, 3, size, size)))
+            learning = logits(network.train()(torch.zeros(2, 3, size, size)))
     except Exception as error:  # code of others: whatever it raises is the reason
         raise RecipeError("this backbone", [f"it fails on an image of {size}×{size} pixels: {error}"]) from error
     if not isinstance(output, Tensor) or output.shape != (1, 2):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tensornet.data.augment import centre_crop, mixed_pairs, normalised
 from tensornet.data.images import Images, ordered_loader, shuffled_loader
 from tensornet.errors import MissingExtraError, NonFiniteError, WriteError
+from tensornet.evaluation import logits
 from tensornet.task import Task
 from tensornet.training.batches import as_trained, augmented
 from tensornet.training.optimizer import optimizer, schedule
@@ -79,8 +80,8 @@ class Classifier(L.LightningModule):
         self.register_buffer("std", torch.tensor(image.std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self._seen(images))
-        return logits
+        found: Tensor = logits(self.network(self._seen(images)))
+        return found
 
     def _seen(self, images: Tensor) -> Tensor:
         """Images as a network takes them: normalised, and with the channels last, which convolutions compute faster on."""
@@ -97,21 +98,21 @@ class Classifier(L.LightningModule):
         if self.settings.mixup:
             seen, partners, share = mixed_pairs(seen, self.settings.mixup, generator)
             targets = [(share, labels), (1 - share, labels[partners])]
-        logits = self.network(seen)
-        loss = sum((share * self.loss(logits, own) for share, own in targets), torch.zeros((), device=labels.device))
+        found: Tensor = logits(self.network(seen))
+        loss = sum((share * self.loss(found, own) for share, own in targets), torch.zeros((), device=labels.device))
         if self._teachers:
-            loss = self._distilled(loss, logits, seen)
+            loss = self._distilled(loss, found, seen)
         if self.settings.delta_decay and isinstance(self._trained[0], Task):
             loss = loss + self.settings.delta_decay / 2 * self._trained[0].squared_norm()
         self.log("loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
-    def _distilled(self, loss: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
+    def _distilled(self, loss: Tensor, found: Tensor, seen: Tensor) -> Tensor:
         how = self.settings.distill
         assert how is not None
         with torch.no_grad():
-            taught = torch.stack([teacher(seen).float() for teacher in self._teachers]).mean(0)
-        student, taught = (F.log_softmax(own / how.temperature, 1) for own in (logits.float(), taught))
+            taught = torch.stack([logits(teacher(seen)).float() for teacher in self._teachers]).mean(0)
+        student, taught = (F.log_softmax(own / how.temperature, 1) for own in (found.float(), taught))
         apart = F.kl_div(student, taught, reduction="batchmean", log_target=True)
         return (1 - how.weight) * loss + how.weight * how.temperature**2 * apart
 
@@ -139,8 +140,8 @@ class Classifier(L.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch
-        logits = self(centre_crop(images, self.image.size))
-        accuracy = multiclass_accuracy(logits, labels, num_classes=logits.shape[1], average="micro")
+        found = self(centre_crop(images, self.image.size))
+        accuracy = multiclass_accuracy(found, labels, num_classes=found.shape[1], average="micro")
         self.log("accuracy", accuracy, on_epoch=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -44,6 +44,16 @@ class Backbone(_Table):
     options: dict[str, Any] = {}
     weights: str | None = None
 
+    @field_validator("source")
+    @classmethod
+    def _with_a_head(cls, source: str) -> str:
+        kind, _, name = source.partition(":")
+        if kind == "transformers" and ":" not in name:
+            raise ValueError(
+                f"the network of {source!r} has no head; write transformers:AutoModelForImageClassification:{name}"
+            )
+        return source
+
 
 class Input(_Table):
     """`[input]`: images are resized to `resize`, cropped to `size` pixels, and normalised after division by 255."""
