@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from tensornet.errors import MissingExtraError
+from tensornet.errors import ConfigError, MissingExtraError
 from tensornet.norms import find_norms
 from tensornet.targets import candidates, in_head
 
@@ -87,11 +87,16 @@ def with_peer(
 
     Raises:
         MissingExtraError: the library is not installed.
+        ConfigError: it refuses an option.
     """
     try:
         return PEERS[name](backbone, rank, head, options)
     except ImportError as error:
         raise MissingExtraError(f"the peer {name}", "bench", error.name) from error
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        raise ConfigError(f"the peer {name} refuses one of its options {', '.join(options)}: {error}") from error
 
 
 def adapted_layers(backbone: nn.Module, head: str | None) -> list[str]:

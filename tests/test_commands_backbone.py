@@ -39,6 +39,9 @@ def test_merge(made):
     found = load_file(folder / "m.safetensors")
     assert all(torch.equal(tensor, found[name]) for name, tensor in net.merged("t").state_dict().items())
     assert "do not fit the network" in refused("merge", folder / "t", *own[:4], "--out", folder / "n.safetensors")
+    said = refused("merge", folder / "t", "--data", folder, "--option", "width=2", "--out", folder / "n.safetensors")
+    assert "cannot be built: TypeError" in said
+    assert "options of its recipe's [backbone] are --option here" in said
 
 
 def test_export(made):

@@ -47,11 +47,16 @@ def on_its_backbone(
     """
     from tensornet.backbones import load_backbone
     from tensornet.config import AdaptConfig
+    from tensornet.errors import BackboneError
     from tensornet.files import read_task
     from tensornet.network import adapt
 
     record = read_task(task).record.backbone
     config = AdaptConfig("none", norms="shared", head=record.head or "none")
-    loaded = load_backbone(backbone or record.name, root=data, weights=weights, options=read_options(options))
+    try:
+        loaded = load_backbone(backbone or record.name, root=data, weights=weights, options=read_options(options))
+    except BackboneError as error:
+        told = "options of its recipe's [backbone] are --option here, weights --weights, and paths begin at --data"
+        raise BackboneError(f"{error}\n{told}") from error
     net = adapt(loaded, config, name=record.name)
     return net, net.load_task(task).name
