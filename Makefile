@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test test-fast lint types docs format clean
 
-demo: .venv/demo-installed  ## the main job on an embedded default, two to four minutes
+demo: .venv/demo-installed  ## the main job on an embedded default, two to five minutes
 	$(BIN)/tensornet demo --out demo
 
 test: .venv/dev-installed  ## the whole suite, slow tests and code blocks of the docs included
