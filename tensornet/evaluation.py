@@ -1,4 +1,4 @@
-"""A network that is evaluated: in eval mode and back again, and what it says of classes."""
+"""A network that is evaluated: in eval mode and back again, and what its outputs say of classes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,5 +23,13 @@ def evaluated(network: nn.Module) -> Iterator[None]:
 
 
 def logits(output: Any) -> Any:
-    """The logits of an output: what transformers call so in theirs, or the output itself."""
-    return output if isinstance(output, Tensor) else getattr(output, "logits", output)
+    """The logits of an output: what transformers call so in theirs, or the output itself.
+
+    A tuple is left as it is: those of torchvision's networks with auxiliary heads hold the logits of these as well.
+    """
+    return output if isinstance(output, Tensor | tuple) else getattr(output, "logits", output)
+
+
+def cross_entropy(output: Any, labels: Tensor) -> Tensor:
+    """The cross entropy of the `logits` of an output, a scalar."""
+    return F.cross_entropy(logits(output), labels)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet.errors import DataError
-from tensornet.evaluation import evaluated, logits
+from tensornet.evaluation import cross_entropy, evaluated
 
 
 def weight_gradients(
     network: nn.Module,
     weights: Sequence[Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
 ) -> list[Tensor]:
     """∂L/∂W of each weight, summed over batches in eval mode; zero where the loss does not depend on it.
 
@@ -24,7 +24,7 @@ def weight_gradients(
         network: with a head that suits the labels; it is left as it is.
         weights: of the network.
         batches: pairs of input and labels.
-        loss: of logits (of the output, where it has none) and labels, a scalar.
+        loss: of output and labels, a scalar.
 
     Raises:
         DataError: there is no batch.
@@ -38,7 +38,7 @@ def weight_gradients(
         with evaluated(network):  # running statistics stay as they are
             for x, y in batches:
                 seen = True
-                found = torch.autograd.grad(loss(logits(network(x)), y), weights, allow_unused=True)
+                found = torch.autograd.grad(loss(network(x), y), weights, allow_unused=True)
                 for total, grad in zip(sums, found, strict=True):
                     if grad is not None:
                         total += grad

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from collections import namedtuple
 from typing import get_args
 
 import pytest
@@ -281,9 +282,11 @@ def test_what_would_fail_after_the_first_epoch_is_seen_before(problem, data_root
         shutil.copytree(data_root / "folders", tmp_path / "folders")
         forward = type(tn.load_backbone("hub:hub:tiny", root=data_root)).forward
 
+        Outputs = namedtuple("Outputs", "logits aux_logits")  # as torchvision's GoogLeNet has it
+
         def odd(self, x):
             y = forward(self, x)
-            return (y, y) if self.training else y
+            return Outputs(y, y) if self.training else y
 
         original = grid_module.load_backbone
 
@@ -293,7 +296,7 @@ def test_what_would_fail_after_the_first_epoch_is_seen_before(problem, data_root
             return backbone
 
         monkeypatch.setattr(grid_module, "load_backbone", loaded)
-        words = "in train mode it gives a tuple"
+        words = "in train mode it gives a Outputs"
     shutil.copytree(data_root / "hub", tmp_path / "hub")
     with pytest.raises(RecipeError, match=words):
         Grid(load_recipe(str(data_root / "recipe.toml")), tmp_path, tmp_path / "out", ["folders"])

@@ -7,15 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tensornet.config import NONE, AdaptConfig
 from tensornet.errors import ConfigError, MismatchError, NonFiniteError, TaskFileError, near
+from tensornet.evaluation import cross_entropy
 from tensornet.files import read_task
 from tensornet.gradients import weight_gradients
 from tensornet.network import adapt
@@ -95,7 +96,7 @@ def loaded(base: nn.Module, task: Path) -> nn.Module:
 def gradients(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
     head: str | None = None,
 ) -> list[Change]:
     """ΔW = −∂L/∂W of every target of `AdaptConfig()`, summed over batches: where a first step would go.

@@ -30,7 +30,7 @@ def demo(
             raise UnknownNameError("domain", name, NAMES)
     rows = run(out, say, names)
     picture(rows, domains(names), out / "demo.png")
-    tasks = sorted((out / "tasks").iterdir())
+    tasks = [out / "tasks" / name for name in sorted(names)]
     figures = entry_points(group="tensornet.commands", name="norms")
     if figures:
         from contextlib import redirect_stdout
