@@ -108,6 +108,10 @@ def test_energy_keeps_its_share_in_fewer_parameters(config, tmp_path):
         assert (before - after).square().sum() <= 0.0101 * before.square().sum()
     untouched = analysis.prune(tmp_path / "a", energy=1.0)
     assert untouched.table["parameters"].sum() <= untouched.table["parameters_before"].sum()
+    assert not untouched.removed
+    for (plan, found), (own, module) in zip(untouched.file.tensors, task.tensors(), strict=True):
+        assert plan.fold.name == own.fold.name
+        torch.testing.assert_close(found.to_tensor(), module.to_tensor(), atol=1e-4, rtol=1e-3)
 
 
 def test_a_tensor_of_many_layers_loses_members(tmp_path):

@@ -587,9 +587,11 @@ def test_odd_names_survive_the_plan(tmp_path):
             return self.fc(x)
 
     base, tuned = pair(Odd)
-    analysis.choose(base, tuned, 0.9, ["low_rank"]).save(tmp_path / "p.toml")
+    plan = analysis.choose(base, tuned, 0.9, ["low_rank"])
+    plan.save(tmp_path / "p.toml")
     net = tn.adapt(base, tn.AdaptConfig("none", layers=tmp_path / "p.toml"))
-    assert len(net.plans) >= 1
+    assert [p.fold.members[0].target.name for p in net.plans] == [n for n in plan.table.index if n in plan.decompositions]
+    assert len(net.plans) == 4
 
 
 def test_multiply_adds_of_attention_are_those_of_all_its_projections():
