@@ -133,11 +133,37 @@ def _transformers(rest: str, root: Path, pretrained: bool, options: dict[str, An
     kind, _, name = rest.rpartition(":")
     maker: Any = getattr(transformers, kind or "AutoModel", None)
     if not hasattr(maker, "from_pretrained"):
+        known = (name for name in dir(transformers) if name.startswith("AutoModel") or "For" in name)
+        raise BackboneError(f"transformers:{rest}: transformers has no network {kind!r}. {near(kind, known)}")
+    folder = root / name
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return _of_checkpoint(maker, str(folder) if folder.is_dir() else name, pretrained, options)
+    except OSError as error:
+        if folder.is_dir():
+            raise
         raise BackboneError(
-            f"transformers:{rest}: transformers has no network {kind!r}; AutoModelForImageClassification is one"
+            f"transformers:{rest}: there is no folder {folder}, nor a {name!r} on the Hub: {error}"
+        ) from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _of_checkpoint(maker: Any, name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    """A network of transformers with the weights of a checkpoint, or as its config says."""
+    from transformers import AutoConfig
+
+    if not pretrained:
+        config = AutoConfig.from_pretrained(name, **options)
+        return maker.from_config(config) if hasattr(maker, "from_config") else maker(config)
+    network, told = maker.from_pretrained(name, output_loading_info=True, **options)
+    own = [key for key, _ in network.named_parameters()]
+    missing = [key for key in own if key in told["missing_keys"]]
+    if 2 * len(missing) > len(own):
+        raise BackboneError(
+            f"{name} holds {len(own) - len(missing)} of the {len(own)} parameters of {type(network).__name__}, and not "
+            f"{missing[0]!r}: it is of another class; AutoModelForImageClassification finds the one that it names"
         )
-    name = str(root / name) if (root / name).is_dir() else name
-    if pretrained:
-        return maker.from_pretrained(name, **options)
-    config = transformers.AutoConfig.from_pretrained(name, **options)
-    return maker.from_config(config) if hasattr(maker, "from_config") else maker(config)
+    return network

@@ -178,8 +178,14 @@ def test_python_backbone_and_full_fine_tuning(data_root, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", ["AutoModelForImageClassification", "ResNetForImageClassification"])
-def test_a_backbone_of_transformers(kind, data_root, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("AutoModelForImageClassification", "DeiTForImageClassification"),
+        ("ResNetForImageClassification", "MobileNetV1ForImageClassification"),
+    ],
+)
+def test_a_backbone_of_transformers(kind, other, data_root, tmp_path):
     transformers = pytest.importorskip("transformers")
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
     if kind.startswith("Auto"):
@@ -193,8 +199,13 @@ def test_a_backbone_of_transformers(kind, data_root, tmp_path):
     args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--task", "folders")
     assert "has no head; write transformers:AutoModelForImageClassification:" in refused(*args)
     named = alone.replace("transformers:", f"transformers:{kind}:")
-    (tmp_path / "r.toml").write_text(named.replace(kind, "No"))
-    assert "transformers has no network 'No'" in refused(*args)
+    for wrong, words in (
+        (named.replace(kind, "ViTForImageClasification"), "Did you mean 'ViTForImageClassification'"),
+        (named.replace(kind, other), ": it is of another class; AutoModelForImageClassification finds"),
+        (named.replace("checkpoint", "nowhere"), f"there is no folder {tmp_path / 'nowhere'}"),
+    ):
+        (tmp_path / "r.toml").write_text(wrong)
+        assert words in refused(*args)
     student = "train = { start = 'gradients', distill = { teacher = 'full' } }"
     (tmp_path / "r.toml").write_text(f"{named}[variants.cp]\n{student}\n[variants.full]\ntrain = {{ method = 'full' }}\n")
     rows = json.loads(ran(*args, "--json"))

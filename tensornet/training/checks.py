@@ -49,7 +49,10 @@ def try_image(net: AdaptedNetwork, recipe: Recipe) -> None:
             output = logits(network.eval()(torch.zeros(1, 3, size, size)))
             learning = logits(network.train()(torch.zeros(2, 3, size, size)))
     except Exception as error:  # code of others: whatever it raises is the reason
-        raise RecipeError("this backbone", [f"it fails on an image of {size}×{size} pixels: {error}"]) from error
+        raise RecipeError(
+            "this backbone",
+            [f"it fails on an image of {size}×{size} pixels with a head of two classes as its {net.head_path!r}: {error}"],
+        ) from error
     if not isinstance(output, Tensor) or output.shape != (1, 2):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise RecipeError(

@@ -47,8 +47,9 @@ class Backbone(_Table):
     @field_validator("source")
     @classmethod
     def _with_a_head(cls, source: str) -> str:
-        kind, _, name = source.partition(":")
-        if kind == "transformers" and ":" not in name:
+        kind, _, rest = source.partition(":")
+        maker, _, name = rest.rpartition(":")
+        if kind == "transformers" and maker in ("", "AutoModel"):
             raise ValueError(
                 f"the network of {source!r} has no head; write transformers:AutoModelForImageClassification:{name}"
             )
