@@ -50,7 +50,7 @@ def run_ranks(grid: Grid, progress: bool = True, before: Callable[[str], None] |
     Args:
         grid: of `rank_recipes`.
         progress: show a progress bar for each training.
-        before: is told of every run before it begins, in a line.
+        before: is told of every run, and of a teacher that has to be trained first, before it begins, in a line.
 
     Returns:
         Why each run that failed did, by its label.
@@ -65,7 +65,7 @@ def run_ranks(grid: Grid, progress: bool = True, before: Callable[[str], None] |
             if before is not None:
                 before(f"[{i}/{len(grid.runs)}] {run.label}")
             try:
-                grid.execute(run, progress)
+                grid.execute(run, progress, before)
             except Exception as error:  # whatever went wrong in one of many runs, the others go on
                 failed[run.label] = f"{type(error).__name__}: {error}"
             grid.results()

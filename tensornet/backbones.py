@@ -18,6 +18,8 @@ from tensornet.errors import BackboneError, near
 from tensornet.names import behind_prefix
 
 KINDS = ("hub", "python", "timm", "torchvision", "transformers")
+HEADLESS = "AutoModel"
+"""The class of transformers whose networks have no head."""
 
 
 def load_backbone(
@@ -127,13 +129,19 @@ def _torchvision(rest: str, root: Path, pretrained: bool, options: dict[str, Any
     return torchvision.models.get_model(rest, weights="DEFAULT" if pretrained else None, **options)
 
 
+def class_and_checkpoint(rest: str) -> tuple[str, str]:
+    """What follows `transformers:`, read as a class of the library and a checkpoint; without a class it is `HEADLESS`."""
+    kind, _, name = rest.rpartition(":")
+    return kind or HEADLESS, name
+
+
 def _transformers(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:
     import transformers
 
-    kind, _, name = rest.rpartition(":")
-    maker: Any = getattr(transformers, kind or "AutoModel", None)
+    kind, name = class_and_checkpoint(rest)
+    maker: Any = getattr(transformers, kind, None)
     if not hasattr(maker, "from_pretrained"):
-        known = (name for name in dir(transformers) if name.startswith("AutoModel") or "For" in name)
+        known = (own for own in dir(transformers) if own.startswith("AutoModel") or "For" in own)
         raise BackboneError(f"transformers:{rest}: transformers has no network {kind!r}. {near(kind, known)}")
     folder = root / name
     bars = transformers.utils.logging.is_progress_bar_enabled()

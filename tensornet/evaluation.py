@@ -1,13 +1,11 @@
-"""A network that is evaluated: in eval mode and back again, and what its outputs say of classes."""
+"""A network in eval mode, and back again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
@@ -20,16 +18,3 @@ def evaluated(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def logits(output: Any) -> Any:
-    """The logits of an output: what transformers call so in theirs, or the output itself.
-
-    A tuple is left as it is: those of torchvision's networks with auxiliary heads hold the logits of these as well.
-    """
-    return output if isinstance(output, Tensor | tuple) else getattr(output, "logits", output)
-
-
-def cross_entropy(output: Any, labels: Tensor) -> Tensor:
-    """The cross entropy of the `logits` of an output, a scalar."""
-    return F.cross_entropy(logits(output), labels)

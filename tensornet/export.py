@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from tensornet.atomic import write_folder
 from tensornet.attach import Content
+from tensornet.backbones import class_and_checkpoint
 from tensornet.errors import StateError
 from tensornet.network import AdaptedNetwork
 from tensornet.targets import inside
@@ -151,11 +152,12 @@ def _as_the_backbone_has_them(name: str, layer: str, own: nn.Module, module: nn.
 
 def _config(backbone: str, ranks: dict[str, int], whole: list[str]) -> dict[str, Any]:
     """What PEFT reads: patterns are tried anew for every path, so they hold paths as they are, from beginning to end."""
+    library, _, rest = backbone.partition(":")
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     others = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",
-        "base_model_name_or_path": re.sub("^transformers:([^:]*:)?", "", backbone),
+        "base_model_name_or_path": class_and_checkpoint(rest)[1] if library == "transformers" else backbone,
         "r": common,
         "lora_alpha": common,
         "rank_pattern": others,

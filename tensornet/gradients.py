@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tensornet.errors import DataError
-from tensornet.evaluation import cross_entropy, evaluated
+from tensornet.evaluation import evaluated
+from tensornet.outputs import cross_entropy
 
 
 def weight_gradients(

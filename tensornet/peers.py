@@ -87,7 +87,7 @@ def with_peer(
 
     Raises:
         MissingExtraError: the library is not installed.
-        ConfigError: it refuses an option.
+        ConfigError: it cannot be made with these options.
     """
     try:
         return PEERS[name](backbone, rank, head, options)
@@ -96,7 +96,7 @@ def with_peer(
     except (TypeError, ValueError) as error:
         if not options:
             raise
-        raise ConfigError(f"the peer {name} refuses one of its options {', '.join(options)}: {error}") from error
+        raise ConfigError(f"the peer {name} cannot be made with the options {', '.join(options)}: {error}") from error
 
 
 def adapted_layers(backbone: nn.Module, head: str | None) -> list[str]:

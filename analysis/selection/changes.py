@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from tensornet.config import NONE, AdaptConfig
 from tensornet.errors import ConfigError, MismatchError, NonFiniteError, TaskFileError, near
-from tensornet.evaluation import cross_entropy
 from tensornet.files import read_task
 from tensornet.gradients import weight_gradients
 from tensornet.network import adapt
+from tensornet.outputs import cross_entropy
 from tensornet.targets import Target, find_head, select
 
 Network = nn.Module | str | Path

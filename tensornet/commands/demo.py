@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """Train a small network on printed digits, freeze it, and adapt it to five other domains: two to five minutes."""
     from tensornet.demo.picture import picture
-    from tensornet.demo.run import NAMES, domains, run
+    from tensornet.demo.run import NAMES, rendered_domains, run
     from tensornet.errors import UnknownNameError
     from tensornet.training.table import table
 
@@ -28,8 +28,9 @@ def demo(
     for name in names:
         if name not in NAMES:
             raise UnknownNameError("domain", name, NAMES)
-    rows = run(out, say, names)
-    picture(rows, domains(names), out / "demo.png")
+    domains = rendered_domains(names)
+    rows = run(out, say, domains)
+    picture(rows, domains, out / "demo.png")
     tasks = [out / "tasks" / name for name in sorted(names)]
     figures = entry_points(group="tensornet.commands", name="norms")
     if figures:

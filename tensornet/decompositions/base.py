@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Self
 
@@ -205,15 +206,9 @@ class Decomposition(Lean, ABC):
         fewest = cls.parameter_count(shape, 1)
         if fewest > parameters:
             raise RankError(f"{cls.__name__} of shape {tuple(shape)} needs {fewest} parameters at rank 1; got {parameters}")
-        low, high = 1, 2
-        while cls.parameter_count(shape, high) <= parameters and cls.feasible_rank(shape, high) != cls.feasible_rank(
-            shape, low
-        ):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if cls.parameter_count(shape, middle) <= parameters else (low, middle)
-        return cls.feasible_rank(check_shape(shape), low)
+        ranks = range(1, parameters + 1)  # each rank has a parameter at least, or is clipped to the one before
+        rank = bisect_right(ranks, parameters, key=lambda rank: cls.parameter_count(shape, rank))
+        return cls.feasible_rank(check_shape(shape), rank)
 
     @classmethod
     def from_factors(cls, shape: Shape, rank: Rank, factors: Factors) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ METHODS: dict[str, tuple[AdaptConfig, Train]] = {
 }
 
 
-def run(out: Path, say: Callable[[str], None], names: Sequence[str] = NAMES) -> list[Row]:
+def run(out: Path, say: Callable[[str], None], domains: Mapping[str, tuple[Images, Images]]) -> list[Row]:
     """The whole demo.
 
     Args:
         out: folder for `backbone.safetensors`, `tasks/NAME/`, and `results.json`.
         say: told what begins.
-        names: of the domains.
+        domains: by name, images for training and for test.
 
     Returns:
         One row per method and domain, as in the `results.json` of a recipe.
@@ -60,14 +60,14 @@ def run(out: Path, say: Callable[[str], None], names: Sequence[str] = NAMES) -> 
     state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     write_file(out / "backbone.safetensors", save(state))
     rows: list[Row] = []
-    for name, (domain_train, domain_test) in domains(names).items():
+    for name, (domain_train, domain_test) in domains.items():
         say(f"{name}: {len(METHODS)} ways to adapt")
         rows += [_adapted(state, name, method, domain_train, domain_test, out) for method in METHODS]
         write_file(out / "results.json", json.dumps({"format": "tensornet-results", "runs": rows}, indent=1) + "\n")
     return rows
 
 
-def domains(names: Sequence[str] = NAMES) -> dict[str, tuple[Images, Images]]:
+def rendered_domains(names: Sequence[str]) -> dict[str, tuple[Images, Images]]:
     """Training and test images of domains: 1,000 and 500, rendered; of handwritten digits 1,297 and 500, real."""
     return {name: _images(name) for name in names}
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tensornet.errors import RecipeError, near
-from tensornet.evaluation import logits
 from tensornet.network import AdaptedNetwork
+from tensornet.outputs import logits
 from tensornet.training.adapting import fresh_head, peer_network
 from tensornet.training.recipe import Recipe
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tensornet.data.augment import centre_crop, mixed_pairs, normalised
 from tensornet.data.images import Images, ordered_loader, shuffled_loader
 from tensornet.errors import MissingExtraError, NonFiniteError, WriteError
-from tensornet.evaluation import logits
+from tensornet.outputs import logits
 from tensornet.task import Task
 from tensornet.training.batches import as_trained, augmented
 from tensornet.training.optimizer import optimizer, schedule

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from tensornet.backbones import HEADLESS, class_and_checkpoint
 from tensornet.config import AdaptConfig
 from tensornet.errors import UnknownNameError
 from tensornet.names import check_task_name
@@ -47,9 +48,9 @@ class Backbone(_Table):
     @field_validator("source")
     @classmethod
     def _with_a_head(cls, source: str) -> str:
-        kind, _, rest = source.partition(":")
-        maker, _, name = rest.rpartition(":")
-        if kind == "transformers" and maker in ("", "AutoModel"):
+        library, _, rest = source.partition(":")
+        kind, name = class_and_checkpoint(rest)
+        if library == "transformers" and kind == HEADLESS:
             raise ValueError(
                 f"the network of {source!r} has no head; write transformers:AutoModelForImageClassification:{name}"
             )
