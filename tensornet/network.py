@@ -87,7 +87,7 @@ class AdaptedNetwork(nn.Module):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, in the order in which they were added."""
-        return tuple(from_key(key) for key in self._tasks)
+        return tuple(from_key(key) for key in list(self._tasks))  # at once: another thread may be adding one
 
     @property
     def active(self) -> str | None:
@@ -124,20 +124,23 @@ class AdaptedNetwork(nn.Module):
             StateError: the head belongs to the backbone or to another task.
             ConfigError, TargetError, RankError: the config does not suit the backbone.
         """
-        self._check_new(name)
-        plans, config = self.plans, config or self.config
-        check_config(config)
-        check_head(head, self.backbone, self.head_path, self._heads())
-        if config != self.config:
-            if find_head(self.backbone, config.head) != self.head_path:
-                raise ConfigError(f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}")
-            plans = plan(self.backbone, config, self.head_path)
-        if head is not None:  # nothing would read a delta of the head that it replaces
-            plans = [p for p in plans if not all(in_head(member.target, self.head_path) for member in p.fold.members)]
-        self._slots.admit(plans)
-        decompositions = [new_decomposition(p, self.backbone) for p in plans]
-        norms = {path: own_copy(self.backbone.get_submodule(path)) for path in task_norms(config, self._norms)}
-        return self._adopt(Task(name, config, plans, decompositions, norms, head, self.head_path))
+        with self._turns.taken():  # what is copied must not be at work for another thread
+            self._check_new(name)
+            plans, config = self.plans, config or self.config
+            check_config(config)
+            check_head(head, self.backbone, self.head_path, self._heads())
+            if config != self.config:
+                if find_head(self.backbone, config.head) != self.head_path:
+                    raise ConfigError(
+                        f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}"
+                    )
+                plans = plan(self.backbone, config, self.head_path)
+            if head is not None:  # nothing would read a delta of the head that it replaces
+                plans = [p for p in plans if not all(in_head(member.target, self.head_path) for member in p.fold.members)]
+            self._slots.admit(plans)
+            decompositions = [new_decomposition(p, self.backbone) for p in plans]
+            norms = {path: own_copy(self.backbone.get_submodule(path)) for path in task_norms(config, self._norms)}
+            return self._adopt(Task(name, config, plans, decompositions, norms, head, self.head_path))
 
     def remove_task(self, name: str) -> None:
         """Forget a task; where it is set, the untouched backbone is set instead.
@@ -145,11 +148,12 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is none of that name.
         """
-        self[name]
-        if self._active == name:
-            self.set_task(None)
-        del self._tasks[to_key(name)]
-        self._slots.forget_kept()
+        with self._turns.taken():
+            self[name]
+            if self._active == name:
+                self.set_task(None)
+            del self._tasks[to_key(name)]
+            self._slots.forget_kept()
 
     def set_task(self, name: str | None) -> None:
         """Make ``name`` the task that `forward` computes; None is the untouched backbone.
@@ -210,13 +214,14 @@ class AdaptedNetwork(nn.Module):
             UnknownNameError: a name is not a task.
             StateError: a layer of the backbone was replaced since it was adapted.
         """
-        if not torch.compiler.is_compiling():
+        eager = not torch.compiler.is_compiling()
+        if eager:
             self._slots.check_places()
-            if self._slots.contents is not self._contents(self._active):
-                with self._turns.taken():  # another thread may be setting a task
-                    self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
         if tasks is not None:
             return self._rows(row_names(tasks), args, kwargs)
+        if eager and self._slots.contents is not self._contents(self._active):
+            with self._turns.taken():  # another thread may be setting a task
+                self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
         with self._attention.path(), self._slots.sums_made():
             return self.backbone(*args, **kwargs)
 
@@ -290,11 +295,12 @@ class AdaptedNetwork(nn.Module):
         """
         file = read_task(path)
         name = file.name if name is None else name
-        self._check_new(name)
-        check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
-        task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans, self._heads())
-        self._slots.admit(list(task.plans.values()))
-        return self._adopt(task)
+        with self._turns.taken():  # what is copied must not be at work for another thread
+            self._check_new(name)
+            check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
+            task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans, self._heads())
+            self._slots.admit(list(task.plans.values()))
+            return self._adopt(task)
 
     def train(self, mode: bool = True) -> AdaptedNetwork:
         super().train(mode)

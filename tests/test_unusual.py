@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -485,6 +485,37 @@ def test_threads_take_turns(call):
         sys.setswitchinterval(before)
     for name, answer in zip(names, answers, strict=True):
         torch.testing.assert_close(answer, expected[name])
+
+
+@pytest.mark.parametrize("change", ["add", "load", "remove"])
+def test_tasks_come_and_go_while_another_thread_computes(change, tmp_path):
+    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
+    x = torch.randn(2, 6)
+    expected = {name: net.merged(name).eval()(x) for name in "ab"}
+    net.save_task("b", tmp_path / "b")
+    act = {
+        "add": lambda: net.add_task("c", copy.deepcopy(net["b"].head)),
+        "load": lambda: net.load_task(tmp_path / "b", "c"),
+        "remove": lambda: net.remove_task("a"),
+    }[change]
+    with ThreadPoolExecutor(1) as thread:
+        changed = []
+
+        def meanwhile(module, inputs):
+            if not changed:
+                changed.append(thread.submit(act))
+                wait(changed, timeout=0.2)  # in vain: it waits for this call
+
+        net.backbone[0].register_forward_pre_hook(meanwhile)
+        outputs = net.forward_tasks(x, ["a", "b"])
+        changed[0].result()
+    for name, output in outputs.items():
+        torch.testing.assert_close(output, expected[name])
+    assert net.tasks == (("b",) if change == "remove" else ("a", "b", "c"))
+    net.eval()
+    for name in net.tasks:
+        with net.task(name):
+            torch.testing.assert_close(net(x), net.merged(name)(x))
 
 
 def test_layers_that_are_replaced_after_adapting_are_noticed():
