@@ -80,7 +80,3 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every console knows every letter
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -35,7 +35,7 @@ data = "parquet"
 
 def tensornet(*args, code=0, cwd=None):
     """Run the command in a process of its own, warnings as errors in our own code."""
-    command = [sys.executable, "-W", "error::UserWarning:tensornet", "-m", "tensornet.cli", *map(str, args)]
+    command = [sys.executable, "-W", "error::UserWarning:tensornet", "-m", "tensornet", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr

@@ -57,7 +57,7 @@ def test_same_seed_same_bytes(trained_run, data_root, tmp_path):
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(trained_run, data_root, tmp_path):
-    command = [sys.executable, "-m", "tensornet.cli", "train", str(data_root / "recipe.toml"), "--data", str(data_root)]
+    command = [sys.executable, "-m", "tensornet", "train", str(data_root / "recipe.toml"), "--data", str(data_root)]
     command += ["--out", str(tmp_path), "--task", "folders"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "checkpoints"
@@ -76,7 +76,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(trained_run, data_r
 
 
 def test_ctrl_c_says_so_and_leaves_nothing_half_written(data_root, tmp_path):
-    command = [sys.executable, "-m", "tensornet.cli", "train", str(data_root / "recipe.toml"), "--data", str(data_root)]
+    command = [sys.executable, "-m", "tensornet", "train", str(data_root / "recipe.toml"), "--data", str(data_root)]
     command += ["--out", str(tmp_path), "--set", "train.epochs=2000", "--task", "folders"]
     heeded = functools.partial(
         signal.signal, signal.SIGINT, signal.default_int_handler
@@ -429,7 +429,7 @@ def test_every_mistake_of_a_recipe_with_its_own_line(data_root, tmp_path):
 
 def test_consoles_that_do_not_know_every_letter_and_a_full_disk(trained_run):
     task = trained_run / "tasks/folders"
-    command = [sys.executable, "-m", "tensornet.cli", "norms", str(task)]
+    command = [sys.executable, "-m", "tensornet", "norms", str(task)]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
