@@ -26,6 +26,26 @@ class Unroutable(StateError):
     """A weight was read outside its layer's forward, where the rows of a mixed batch cannot be told apart."""
 
 
+class _LookedAt(Tensor):
+    """A weight that is read outside its layer's forward while rows of several tasks are at work.
+
+    What is the same for all tasks, such as the dtype, can be had of it; its numbers cannot.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _LOOKS:
+            raise Unroutable("an adapted weight is used outside its layer's forward")
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+_LOOKS: set[Any] = {
+    *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "layout", "requires_grad", "is_cuda")),
+    *(getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex", "element_size")),
+}
+
+
 class Content:
     """What one task puts into a slot: deltas by parameter name, and a module that takes the layer's place."""
 
@@ -61,7 +81,8 @@ class Slot:
         self.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"cache": {}}  # a copy or a file has no use for what can be computed again
+        # a copy or a file has no use for what can be computed again, nor for a batch that is at work in another thread
+        return vars(self) | {"cache": {}, "router": None, "contents": [], "inside": False, "on_read": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -103,6 +124,9 @@ class Attached(nn.Module):
 
     _slot: Slot
     _base: type[nn.Module]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Nothing: what a class does with its subclasses, such as entering them by name, is not meant for ours."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         slot = self._slot
@@ -172,6 +196,22 @@ def attach(module: nn.Module, parameters: tuple[str, ...] = (), *, frozen: bool 
         module.training = False
 
 
+def why_not(module: nn.Module) -> str | None:
+    """Why the class of ``module`` cannot be replaced; None where it can."""
+    root: Any = getattr(module, "_base", type(module))
+    try:
+        object.__new__(root).__class__ = _attached_class(root, (), False)
+    except TypeError:  # its instances are laid out otherwise: it got its dict from another base than nn.Module
+        while issubclass(root.__base__, nn.Module):
+            root = root.__base__
+        name, first = root.__name__, root.__base__.__name__
+        return (
+            f"a {type(module).__name__} cannot be given a slot, because {name} has {first} before the module among its "
+            f"bases; put {first} last, as in class {name}(nn.Module, {first})"
+        )
+    return None
+
+
 def detach(module: nn.Module) -> None:
     """Make ``module`` what it was before `attach`."""
     module.__class__ = module.__class__._base  # type: ignore[attr-defined]
@@ -212,7 +252,7 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
     weight = module._parameters[name]
     slot: Slot = module.__dict__["_slot"]
     if slot.router is not None and not slot.inside and any(name in content.deltas for content in slot.contents):
-        raise Unroutable(f"'{name}' of a {type(module).__name__} is read outside its forward")
+        return None if weight is None else weight.as_subclass(_LookedAt)
     if slot.on_read is not None:
         slot.on_read()
     delta = slot.deltas.get(name)

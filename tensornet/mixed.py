@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from tensornet.attach import Unroutable
 from tensornet.errors import ShapeError
-from tensornet.probe import batch_size, probe
+from tensornet.probe import probe
+from tensornet.rows import batch_size, mapped, split_rows, take_rows, taken
 from tensornet.segments import Segments
 from tensornet.slots import Contents, Slots
 
@@ -46,7 +47,7 @@ class MixedBatch:
         Args:
             names: of every row's task.
             contents: of each of these tasks.
-            args, kwargs: the backbone's inputs; tensors with as many rows as there are names are split.
+            args, kwargs: the backbone's inputs; what has as many rows as there are names is split (see `rows`).
             on_weight: run an adapted layer once per task, not once with a branch per task.
 
         Raises:
@@ -79,10 +80,10 @@ class MixedBatch:
             if _learning(every):  # statistics may have moved: computing again would move them twice
                 raise
             return None
-        if router.head_parts is not None and output is router.head_output:
-            parts = zip(router.head_parts, groups, strict=True)
-            return [row for part, group in parts for row in split_rows(part, len(group))]
-        return split_rows(output, bounds[-1])
+        if router.head_parts is None:
+            return split_rows(output, bounds[-1])
+        segments = enumerate(itertools.pairwise(bounds))
+        return [row for i, (start, stop) in segments for row in split_rows(_segment(output, router, i), stop - start)]
 
     def _task_by_task(self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any) -> list[Any]:
         """The rows of all groups in turn, one call of the backbone for each."""
@@ -96,59 +97,50 @@ class MixedBatch:
 
     def _routable(self, every: Sequence[Contents], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether one pass can serve these tasks; the backbone is probed once per kind of input and of layers changed."""
-        leaves = tree_flatten((args, kwargs))[0]
-        inputs = tuple(_kind(leaf) for leaf in leaves)
+        inputs = tuple(tree_leaves(mapped((args, kwargs), batch_size(args, kwargs), _kind)))
         touched = tuple(id(module) for module in self.slots.touched(every))
         key = (inputs, touched, _learning(every))
         if key not in self._routes:
             if len(self._routes) == _REMEMBERED:
                 del self._routes[next(iter(self._routes))]
             self._routes[key] = probe(self.backbone, self.slots, every, args, kwargs)
-        routable, head_last = self._routes[key]
-        heads = {_head_of(contents, self.slots.head) for contents in every}
-        return routable and (head_last or len(heads) == 1)
+        routable, head_apart = self._routes[key]
+        return routable and (head_apart or self._heads_alike(every))
+
+    def _heads_alike(self, every: Sequence[Contents]) -> bool:
+        """Whether what the heads of these tasks return is one tensor, so that the network goes on with it."""
+        head = self.slots.head
+        if head is None:
+            return True
+        heads = [contents[head].replacement if head in contents else None for contents in every]
+        own = self.slots.modules[head]
+        modules = {id(module): module for module in (own if h is None else h for h in heads)}.values()
+        return len(modules) == 1 or len({m.out_features if isinstance(m, nn.Linear) else m for m in modules}) == 1
 
 
-def _kind(leaf: Any) -> Any:
+def _segment(output: Any, router: Segments, number: int) -> Any:
+    """The output for the rows of one segment, of whose head's output only the first segment's is in ``output``."""
+    bounds, heads = router.bounds, router.head_parts
+    assert heads is not None
+    if output is router.head_output:
+        return heads[number]
+    own = range(bounds[number], bounds[number + 1])
+
+    def cut(part: Any, has_rows: bool) -> Any:
+        if part is router.head_output:
+            return heads[number]
+        return taken(part, own) if has_rows else part
+
+    return mapped(output, bounds[-1], cut)
+
+
+def _kind(part: Any, has_rows: bool) -> str:
     """What of an input may decide how it goes through the network; the value of a float, such as a temperature, does not."""
-    if isinstance(leaf, Tensor):
-        return tuple(leaf.shape[1:]), leaf.dtype
-    return float if isinstance(leaf, float) else repr(leaf)
+    if isinstance(part, Tensor | np.ndarray):
+        return f"{tuple(part.shape[1:])} {part.dtype}"
+    return type(part).__name__ if has_rows or isinstance(part, float) else repr(part)
 
 
 def _learning(every: Sequence[Contents]) -> bool:
     """Whether a norm or a head of these tasks is in train mode."""
     return any(c.replacement is not None and c.replacement.training for contents in every for c in contents.values())
-
-
-def _head_of(contents: Contents, head: str | None) -> int | None:
-    content = None if head is None else contents.get(head)
-    return None if content is None or content.replacement is None else id(content.replacement)
-
-
-def take_rows(inputs: Any, rows: Sequence[int], batch: int) -> Any:
-    """The same inputs with only ``rows`` of every tensor that has one row per row of the batch."""
-
-    def taken(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != batch:
-            return leaf
-        return leaf.index_select(0, torch.tensor(rows, device=leaf.device))
-
-    return tree_map(taken, inputs)
-
-
-def split_rows(output: Any, rows: int) -> list[Any]:
-    """One output per row, of the same structure.
-
-    Raises:
-        ShapeError: a tensor of the output has another number of rows.
-    """
-    leaves, structure = tree_flatten(output)
-    for leaf in leaves:
-        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != rows):
-            raise ShapeError(
-                f"a mixed batch needs an output with one row per row; got shape {tuple(leaf.shape)} for {rows} rows. "
-                "Call the network once per task instead."
-            )
-    columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * rows for leaf in leaves]
-    return [tree_unflatten([column[i] for column in columns], structure) for i in range(rows)]

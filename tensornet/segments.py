@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensornet.attach import Attached, Unroutable
+from tensornet.errors import StateError
 from tensornet.paths.branch import Branch
 from tensornet.probe import check_rows, only_tensor
 
@@ -30,9 +32,19 @@ class Segments:
         self.path = path
         self.head_parts: list[Any] | None = None
         self.head_output: Any = None
+        self._thread = threading.get_ident()
 
     def run(self, module: Attached, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of ``module`` for the rows of all segments."""
+        """The output of ``module`` for the rows of all segments.
+
+        Raises:
+            StateError: another thread has called the network without a task.
+        """
+        if threading.get_ident() != self._thread:
+            raise StateError(
+                "another thread is computing a mixed batch on this network; beside mixed batches, call it inside "
+                "`with net.task(name)` or with tasks=…, which take turns"
+            )
         contents = module._slot.contents
         if not any(content.deltas or content.replacement is not None for content in contents):
             return forward(*args, **kwargs)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
-from tensornet.attach import Attached, Content, Router, attach
+from tensornet.attach import Attached, Content, Router, attach, why_not
 from tensornet.errors import NonFiniteError, StateError
 from tensornet.paths.branch import Way, transformed
 from tensornet.paths.layers import operation
@@ -36,7 +36,8 @@ class Slots:
 
     Raises:
         NonFiniteError: a weight in ``plans`` holds NaN or infinity; nothing is attached.
-        StateError: a layer is scripted, or something has replaced its forward; nothing is attached.
+        StateError: a layer is scripted, something has replaced its forward, or its class cannot be replaced; nothing is
+            attached.
     """
 
     def __init__(self, backbone: nn.Module, norms: Sequence[str], head: str | None, plans: Sequence[TensorPlan]) -> None:
@@ -62,7 +63,7 @@ class Slots:
 
         Raises:
             NonFiniteError: such a weight holds NaN or infinity; nothing is attached.
-            StateError: such a layer is scripted, or something has replaced its forward; nothing is attached.
+            StateError: as of the class; nothing is attached.
         """
         plans = [plan for plan in plans if not self._admitted.issuperset(_places(plan))]
         check_finite(self.backbone, plans)
@@ -79,6 +80,8 @@ class Slots:
                 raise StateError(
                     f"{path}: something has replaced the forward of this {kind}; adapt the backbone before that"
                 )
+            if (why := why_not(module)) is not None:
+                raise StateError(f"{path}: {why}")
 
     def check_places(self) -> None:
         """Every attached layer has to be where it was when it was attached.

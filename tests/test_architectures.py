@@ -129,3 +129,30 @@ def test_the_real_backbones(data):
             counts = tn.AdaptConfig("cp", rank=16)
             task = net.add_task("sixteen", nn.Linear(64, 7), counts).parameter_counts()
             assert (task["deltas"], task["norms"]) == (23_776, 1_376)
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_classifiers_of_transformers_serve_a_mixed_batch_in_one_pass(kind):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "num_labels": 3}
+    if kind == "bert":
+        backbone = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, **small))
+        ids, lengths = torch.randint(1, 50, (6, 7)), torch.tensor([7, 3, 5, 7, 2, 4])
+        inputs = {"input_ids": ids, "attention_mask": (torch.arange(7) < lengths[:, None]).long()}
+    else:
+        backbone = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=8, patch_size=4, **small))
+        inputs = {"pixel_values": torch.randn(6, 3, 8, 8)}
+    net = tn.adapt(backbone.eval(), tn.AdaptConfig(rank=2))
+    for i, name in enumerate("abc"):
+        trained(net.add_task(name, nn.Linear(16, 2 + i)), seed=i)
+    calls, names = [], list("abcabc")
+    next(m for path, m in net.backbone.named_modules() if path.endswith(".0")).register_forward_pre_hook(
+        lambda *_: calls.append(1)
+    )
+    with torch.no_grad():
+        rows = net.eval()(**inputs, tasks=names)
+        assert calls == [1]
+        for i, (name, row) in enumerate(zip(names, rows, strict=True)):
+            with net.task(name):
+                alone = net(**{key: value[i : i + 1] for key, value in inputs.items()})
+            torch.testing.assert_close(row.logits, alone.logits[0], rtol=1e-4, atol=1e-5)

@@ -1,5 +1,8 @@
 """Batches of several tasks: the rows of a task are those rows alone."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,7 @@ from torch import nn
 import tensornet as tn
 from tensornet import mixed
 from tensornet.errors import ShapeError, UnknownNameError
+from tensornet.rows import split_rows
 from tests.toys import Encoder, ResNet, Transformer, trained
 
 DECOMPOSITIONS = ["cp", "tucker", "tt", "low_rank", "kronecker", "dense"]
@@ -215,3 +219,172 @@ def test_forward_tasks_gradients_and_in_place_prefix():
             torch.testing.assert_close(y, net(x), rtol=1e-12, atol=1e-12)
         grads = torch.autograd.grad(y.square().sum(), list(net[name].deltas.parameters()))
         assert all(g.any() for g in grads)
+
+
+class Reader(nn.Module):
+    """Reads as many steps of each row as a list or an array says."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc = nn.Linear(4, 4), nn.Linear(4, 5)
+
+    def forward(self, x, lengths, names=()):
+        h = torch.tanh(self.fc1(x))
+        self.read = list(names)
+        return self.fc(torch.stack([row[: int(n)].mean(0) for row, n in zip(h, lengths, strict=True)]))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+@pytest.mark.parametrize("names", ["cacc", "abba"])  # heads of one width, and of two
+def test_lists_and_arrays_with_one_item_per_row_go_with_their_rows(kind, names):
+    net = network(Reader(), 4)
+    x, lengths = torch.randn(4, 5, 4, dtype=torch.float64), [5, 1, 2, 4]
+    rows = net(x, kind(lengths), tasks=list(names))
+    for i, (name, length) in enumerate(zip(names, lengths, strict=True)):
+        with net.task(name):
+            torch.testing.assert_close(rows[i], net(x[i : i + 1], [length])[0])
+
+
+def test_texts_go_with_their_rows_and_tuples_stay():
+    net = network(Reader(), 4)
+    x, lengths, texts = torch.randn(4, 5, 4, dtype=torch.float64), [5, 5, 5, 5], ["first", "second", "third", "fourth"]
+    net(x, lengths, texts, tasks=["a", "c", "a", "c"])
+    assert net.backbone.read == ["first", "third", "second", "fourth"]
+    net(x, lengths, tuple(texts), tasks=["a", "c", "a", "c"])
+    assert net.backbone.read == texts
+
+
+@dataclass(frozen=True)
+class Found:
+    logits: torch.Tensor
+    boxes: list
+    cache: object
+    note: str = "of all"
+
+
+class Cache:
+    pass
+
+
+class Finder(nn.Module):
+    """Gives what ``answer`` makes of its logits."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.fc1, self.fc, self.answer = nn.Linear(4, 4), nn.Linear(4, 5), answer
+
+    def forward(self, x):
+        return self.answer(self.fc(self.fc1(x)))
+
+
+def test_objects_in_an_output_are_taken_apart_or_are_none():
+    net = network(Finder(lambda y: {"found": Found(y, [{"box": row[:2], "at": row[0].item()} for row in y], Cache())}), 4)
+    x = torch.randn(4, 4, dtype=torch.float64)
+    for name, row, own in zip("acca", net(x, tasks=list("acca")), x, strict=True):
+        with net.task(name):
+            alone = net(own[None])["found"]
+        torch.testing.assert_close(row["found"].logits, alone.logits[0])
+        torch.testing.assert_close(row["found"].boxes, alone.boxes[0])
+        assert row["found"].cache is None
+        assert row["found"].note == "of all"
+
+
+def test_arrays_and_texts_in_an_output_are_of_their_rows():
+    net = network(Finder(lambda y: {"best": y.detach().argmax(1).numpy(), "text": [f"{row[0].item():.6f}" for row in y]}), 4)
+    x = torch.randn(4, 4, dtype=torch.float64)
+    for name, row, own in zip("acca", net(x, tasks=list("acca")), x, strict=True):
+        with net.task(name):
+            alone = net(own[None])
+        assert (row["best"], row["text"]) == (alone["best"][0], alone["text"][0])
+
+
+@pytest.mark.parametrize(("answer", "said"), [(lambda y: {y}, "got a set"), (lambda y: [y.sum()], r"got shape \(\) for")])
+def test_an_output_that_cannot_be_taken_apart_is_refused(answer, said):
+    with pytest.raises(ShapeError, match=said):
+        network(Finder(answer), 4)(torch.randn(4, 4, dtype=torch.float64), tasks=list("acca"))
+
+
+def test_finding_out_how_to_serve_a_batch_leaves_the_callers_objects_alone():
+    class Diary:
+        def __init__(self):
+            self.seen = []
+
+    class Writer(Finder):
+        def forward(self, x, diary):
+            diary.seen.append(self.fc1(x))
+            return self.fc(diary.seen[-1])
+
+    diary = Diary()
+    network(Writer(None), 4)(torch.randn(4, 4, dtype=torch.float64), diary, tasks=list("acca"))
+    assert [h.device.type for h in diary.seen] == ["cpu"]
+
+
+class Talker(nn.Module):
+    """Two shared layers and a head; ``way`` says what its forward does with them."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.fc1, self.drop, self.fc2, self.fc, self.way = (
+            nn.Linear(4, 4),
+            nn.Dropout(0.5),
+            nn.Linear(4, 4),
+            nn.Linear(4, 5),
+            way,
+        )
+
+    def forward(self, x):
+        h = self.fc2(torch.tanh(self.drop(self.fc1(x))))
+        return self.way(self, x, h)
+
+
+def told(self, x, h):
+    return self.fc(h if bool((x < 1e9).all()) else -h)
+
+
+def sorts(self, x, h):
+    order = sorted(range(len(x)), key=x[:, 0].tolist().__getitem__)
+    back = sorted(range(len(x)), key=order.__getitem__)
+    return self.fc(torch.tanh(self.fc2(h[order]))[back])
+
+
+def asks_for_ever(self, x, h):
+    while not (x < 1e9).all():
+        h = h + 1
+    return self.fc(h)
+
+
+WAYS = {
+    "a dict": (lambda self, x, h: {"logits": self.fc(h), "hidden": (h,), "loss": None}, 1, 1),
+    "asks for yes or no": (told, 1, 1),
+    "asks for ever": (asks_for_ever, 2, 2),
+    "sorts its rows": (sorts, 4, 4),
+    "looks at the dtype": (lambda self, x, h: self.fc(h.to(self.fc1.weight.dtype)), 1, 1),
+    "computes with a weight": (lambda self, x, h: self.fc(h + x @ self.fc1.weight), 2, 2),
+    "goes on from the head": (lambda self, x, h: self.fc(h).log_softmax(1), 1, 2),
+    "goes on beside the head": (
+        lambda self, x, h: {"logits": (y := self.fc(h)), "p": y.softmax(1)},
+        1,
+        2,
+    ),
+    "changes the head's output": (lambda self, x, h: self.fc(h).mul_(2), 1, 2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("names", ["acca", "abba"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_how_often_the_shared_layers_run(way, names, mode):
+    forward, alike, unlike = WAYS[way]
+    net, calls = network(Talker(forward), 4), []
+    net.backbone.fc2.register_forward_pre_hook(lambda *_: calls.append(1))
+    x = torch.randn(4, 4, dtype=torch.float64)
+    before = torch.get_rng_state()
+    with mode():
+        rows = net(x + 0, tasks=list(names))
+    assert len(calls) == (alike if names == "acca" else unlike)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, row, own in zip(names, rows, x, strict=True):
+        with torch.no_grad(), net.task(name):
+            alone = net(own[None])
+        wanted = split_rows(alone, 1)[0]
+        torch.testing.assert_close(row, wanted)
