@@ -38,6 +38,15 @@ class SlowAttention:
         return _switched_off() if self._required and not torch.compiler.is_compiling() else nullcontext()
 
 
+def without_hooks(copied: nn.Module) -> nn.Module:
+    """The same copy of a backbone, without what kept the backbone off the fused paths when it was copied."""
+    for module in copied.modules():
+        hooks = module._forward_pre_hooks
+        for number in [number for number, hook in hooks.items() if hook is _nothing]:
+            del hooks[number]
+    return copied
+
+
 def _nothing(module: nn.Module, inputs: Any) -> None:
     pass
 

@@ -9,15 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tensornet.attach import Attached
+from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
-from tensornet.errors import MismatchError, ShapeError, StateError, TaskFileError
+from tensornet.errors import BackboneError, MismatchError, ShapeError, StateError, TaskFileError
 from tensornet.files import TaskFile
 from tensornet.fingerprint import head_fingerprint, same_values
 from tensornet.heads import build, input_width
-from tensornet.norms import own_copy
+from tensornet.norms import own_copy, task_norms
 from tensornet.plan import TensorPlan
-from tensornet.targets import is_transposed
+from tensornet.targets import in_head, is_transposed
 from tensornet.task import Task
+
+
+def check_backbone(backbone: object) -> None:
+    """A backbone has to be a module that is not adapted.
+
+    Raises:
+        BackboneError: it is no module.
+        StateError: it is adapted already.
+    """
+    if not isinstance(backbone, nn.Module):
+        raise BackboneError(f"a backbone is an nn.Module with its weights loaded; got {backbone!r}")
+    if any(isinstance(module, Attached) for module in backbone.modules()):
+        raise StateError("the backbone is adapted already: add a task to that network, or adapt a fresh backbone")
 
 
 def check_head(
@@ -152,6 +167,28 @@ def fitted_task(
     task = Task(name, file.config, plans, decompositions, norms, own_head, head_path)
     task.classes = None if file.record.classes is None else tuple(file.record.classes)
     return task
+
+
+def wanted_plans(plans: list[TensorPlan], head: nn.Module | None, head_path: str | None) -> list[TensorPlan]:
+    """Without those of the backbone's head where another takes its place: nothing would read their deltas."""
+    if head is None:
+        return plans
+    return [plan for plan in plans if not all(in_head(member.target, head_path) for member in plan.fold.members)]
+
+
+def new_task(
+    name: str,
+    config: AdaptConfig,
+    plans: Sequence[TensorPlan],
+    backbone: nn.Module,
+    norms: list[str],
+    head: nn.Module | None,
+    head_path: str | None,
+) -> Task:
+    """A task whose deltas are zero and whose norms are copies of the backbone's, of which ``norms`` are the paths."""
+    decompositions = [new_decomposition(plan, backbone) for plan in plans]
+    own = {path: own_copy(backbone.get_submodule(path)) for path in task_norms(config, norms)}
+    return Task(name, config, plans, decompositions, own, head, head_path)
 
 
 def new_decomposition(plan: TensorPlan, backbone: nn.Module) -> Decomposition:

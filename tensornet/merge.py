@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tensornet.attach import Attached, detach
+from tensornet.attention import without_hooks
 from tensornet.lean import ordinary
 from tensornet.slots import Contents
 
@@ -26,7 +27,7 @@ def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
         A module of the backbone's own classes, nothing of this package in it, every parameter trainable.
     """
     memo: dict[int, Any] = {id(m._slot): m._slot for m in backbone.modules() if isinstance(m, Attached)}
-    plain = copy.deepcopy(backbone, memo)
+    plain = without_hooks(copy.deepcopy(backbone, memo))
     for path in [path for path, module in plain.named_modules() if isinstance(module, Attached)]:
         detach(plain.get_submodule(path))
     weights: dict[int, nn.Parameter] = {}

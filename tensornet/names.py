@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -42,6 +43,20 @@ def row_names(tasks: object) -> list[str | None]:
         if name is not None and not isinstance(name, str):
             raise ShapeError(f"tasks must be a list of names; it holds {name!r}")
     return names
+
+
+def inputs_and_names(args: tuple[Any, ...], tasks: object) -> tuple[tuple[Any, ...], list[str | None]]:
+    """The inputs of a call, and the names of tasks, each once, which are the last of ``args`` where ``tasks`` is None.
+
+    Raises:
+        ShapeError: there are no names.
+    """
+    if tasks is None:
+        if not args:
+            raise ShapeError("the names of tasks are missing: net.forward_tasks(x, ['sketch', 'flowers'])")
+        *inputs, tasks = args
+        args = tuple(inputs)
+    return args, list(dict.fromkeys(row_names(tasks)))
 
 
 def behind_prefix(own: Iterable[str], given: Iterable[str]) -> str:

@@ -10,23 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensornet.attach import Attached
 from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig, check_config
 from tensornet.counting import listed
-from tensornet.errors import BackboneError, ConfigError, NameTakenError, StateError, UnknownNameError
+from tensornet.errors import ConfigError, NameTakenError, UnknownNameError
 from tensornet.files import read_task, write_task
 from tensornet.fingerprint import Identity
-from tensornet.fitting import check_fit, check_head, fitted_task, new_decomposition
+from tensornet.fitting import check_backbone, check_fit, check_head, fitted_task, new_task, wanted_plans
 from tensornet.merge import merged_copy
 from tensornet.mixed import MixedBatch
-from tensornet.names import check_task_name, from_key, row_names, to_key
-from tensornet.norms import find_norms, own_copy, task_norms
+from tensornet.names import check_task_name, from_key, inputs_and_names, row_names, to_key
+from tensornet.norms import find_norms, task_norms
 from tensornet.paths.branch import Way
 from tensornet.plan import plan
-from tensornet.prefix import Prefix, cloned
+from tensornet.prefix import Prefix
 from tensornet.slots import NO_CONTENTS, Contents, Slots
-from tensornet.targets import find_head, in_head
+from tensornet.targets import find_head
 from tensornet.task import Task
 from tensornet.turns import Turns
 from tensornet.versions import versions_counted
@@ -55,19 +54,16 @@ class AdaptedNetwork(nn.Module):
     Attributes:
         backbone: the module that was given; its parameters and buffers never change.
         backbone_name: what task files call it.
-        config: the default of `add_task`.
+        default_config: what tasks are made from, where `add_task` is given no other.
         head_path: where the head is; None where the backbone has none.
         plans: the tensors of a task of the default config.
     """
 
     def __init__(self, backbone: nn.Module, config: AdaptConfig, name: str) -> None:
         super().__init__()
-        if not isinstance(backbone, nn.Module):
-            raise BackboneError(f"a backbone is an nn.Module with its weights loaded; got {backbone!r}")
+        check_backbone(backbone)
         check_config(config)
-        if any(isinstance(module, Attached | AdaptedNetwork) for module in backbone.modules()):
-            raise StateError("the backbone is adapted already: add a task to that network, or adapt a fresh backbone")
-        self.config = config
+        self.default_config = config
         self.backbone_name = name
         self.head_path = find_head(backbone, config.head)
         self.plans = plan(backbone, config, self.head_path)
@@ -120,27 +116,21 @@ class AdaptedNetwork(nn.Module):
 
         Raises:
             NameTakenError: the name is taken, or cannot be a name.
-            ShapeError: the head's input width is not the backbone's.
-            StateError: the head belongs to the backbone or to another task.
+            ShapeError, StateError: the head's input width is not the backbone's; it is someone else's already.
             ConfigError, TargetError, RankError: the config does not suit the backbone.
         """
-        with self._turns.taken():  # what is copied must not be at work for another thread
+        with self._turns.taken(), versions_counted():  # what is copied must not be at work for another thread
             self._check_new(name)
-            plans, config = self.plans, config or self.config
+            plans, config = self.plans, config or self.default_config
             check_config(config)
-            check_head(head, self.backbone, self.head_path, self._heads())
-            if config != self.config:
+            check_head(head, self.backbone, self.head_path, [self[other].head for other in self.tasks])
+            if config != self.default_config:
                 if find_head(self.backbone, config.head) != self.head_path:
-                    raise ConfigError(
-                        f"the head of this network is {self.head_path!r}; its tasks cannot have {config.head!r}"
-                    )
+                    raise ConfigError(f"the network's head is {self.head_path!r}; its tasks cannot have {config.head!r}")
                 plans = plan(self.backbone, config, self.head_path)
-            if head is not None:  # nothing would read a delta of the head that it replaces
-                plans = [p for p in plans if not all(in_head(member.target, self.head_path) for member in p.fold.members)]
+            plans = wanted_plans(plans, head, self.head_path)
             self._slots.admit(plans)
-            decompositions = [new_decomposition(p, self.backbone) for p in plans]
-            norms = {path: own_copy(self.backbone.get_submodule(path)) for path in task_norms(config, self._norms)}
-            return self._adopt(Task(name, config, plans, decompositions, norms, head, self.head_path))
+            return self._adopt(new_task(name, config, plans, self.backbone, self._norms, head, self.head_path))
 
     def remove_task(self, name: str) -> None:
         """Forget a task; where it is set, the untouched backbone is set instead.
@@ -184,10 +174,9 @@ class AdaptedNetwork(nn.Module):
     def path(self) -> Way:
         """Where deltas meet their layers; the outputs are equal to rounding.
 
-        "auto", the default: in train mode, for each layer what is cheapest by a rule of shapes, rank and device (see
-        `tensornet.paths.rule`); in eval mode on the weight; on the activations for the rows of a mixed batch.
-        "weight": outputs and gradients of inputs come from W + ΔW. "activations": into the rank and out of it, beside the
-        layer; where a layer or a decomposition has no such form, on the weight all the same.
+        "auto", the default: in train mode for each layer what is cheapest (see `tensornet.paths.rule`), in eval mode on the
+        weight, on the activations for the rows of a mixed batch. "weight": outputs and gradients of inputs come from W + ΔW.
+        "activations": into the rank and out of it, beside the layer, where layer and decomposition have such a form.
         """
         return self._path
 
@@ -225,23 +214,23 @@ class AdaptedNetwork(nn.Module):
         with self._attention.path(), self._slots.sums_made():
             return self.backbone(*args, **kwargs)
 
-    def forward_tasks(self, x: Any, tasks: Sequence[str], **kwargs: Any) -> dict[str, Any]:
+    def forward_tasks(self, *args: Any, tasks: Sequence[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         """Every task on every row; what comes before the first layer in which they differ is computed once.
+
+        Args:
+            *args: the backbone's own, and last the names of the tasks, unless ``tasks`` has them.
+            **kwargs: the backbone's own.
 
         Returns:
             The output of each task by name.
 
         Raises:
-            UnknownNameError: a name is not a task.
+            ShapeError, UnknownNameError: there are no names; a name is not a task.
         """
-        names = list(dict.fromkeys(row_names(tasks)))
+        args, names = inputs_and_names(args, tasks)
         prefix = Prefix(self.backbone, self._slots.touched([self._contents(name) for name in names]))
-        outputs: dict[Any, Any] = {}
         with self._turns.taken(), versions_counted():
-            for name in names:
-                inputs, options = cloned((x, kwargs))  # a network may edit its input in place
-                with self.task(name), prefix.run():
-                    outputs[name] = self(inputs, **options)
+            outputs = prefix.each(names, self.task, self, args, kwargs)
             if torch.is_grad_enabled():
                 self._slots.remember_several_tasks()
         return outputs
@@ -265,9 +254,8 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is no task of that name.
         """
-        contents = self._contents(name)
-        with self.task(None):
-            return merged_copy(self.backbone, contents)
+        with self._turns.taken():  # what is copied must not be at work for another thread
+            return merged_copy(self.backbone, self._contents(name))
 
     def save_task(self, name: str, path: str | Path) -> None:
         """Write a task as a folder, whole or not at all; a task that is there already is replaced.
@@ -275,30 +263,38 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is no task of that name.
             NonFiniteError: it holds NaN or infinity.
-            WriteError: the folder cannot be written, or something else is there.
+            StateError, WriteError: see `write_task`.
+
+        Warns:
+            UserWarning: the backbone has changed since it was adapted.
         """
+        self._identity.warn_of_changes(name)
         write_task(path, self[name], self.backbone, self.backbone_name, self.identity())
 
-    def load_task(self, path: str | Path, name: str | None = None, head: nn.Module | None = None) -> Task:
+    def load_task(
+        self, path: str | Path, name: str | None = None, head: nn.Module | None = None, *, replace: bool = False
+    ) -> Task:
         """Read a task that `save_task` wrote and add it.
 
         Args:
             path: the folder.
             name: another name for it than its own.
             head: a module for the head's tensors, where the file holds a head of a kind that it cannot describe.
+            replace: a task of that name may be there; it is replaced once the file is found to be whole and to fit.
 
         Raises:
             TaskFileError: the folder is not a task, was changed, or is of a newer format.
             MismatchError: it belongs to another backbone; every mismatch is listed.
-            NameTakenError: the name is taken.
-            StateError: ``head`` belongs to the backbone or to another task.
+            NameTakenError, StateError: the name is taken; ``head`` belongs to the backbone or to another task.
         """
         file = read_task(path)
         name = file.name if name is None else name
-        with self._turns.taken():  # what is copied must not be at work for another thread
-            self._check_new(name)
+        with self._turns.taken(), versions_counted():  # what is copied must not be at work for another thread
+            if not replace or name not in self:
+                self._check_new(name)
             check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
-            task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans, self._heads())
+            heads = [self[other].head for other in self.tasks]
+            task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans, heads)
             self._slots.admit(list(task.plans.values()))
             return self._adopt(task)
 
@@ -313,7 +309,7 @@ class AdaptedNetwork(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters the backbone and each task have."""
-        own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
+        own = {from_key(key): task.parameter_counts()["total"] for key, task in list(self._tasks.items())}  # type: ignore[operator]
         return {"backbone": sum(p.numel() for p in self.backbone.parameters())} | own
 
     def __repr__(self) -> str:
@@ -323,13 +319,12 @@ class AdaptedNetwork(nn.Module):
     def _contents(self, name: str | None) -> Contents:
         return NO_CONTENTS if name is None else self[name].contents()
 
-    def _heads(self) -> list[nn.Module | None]:
-        return [self[name].head for name in self.tasks]
-
     def _check_new(self, name: str) -> None:
         if to_key(check_task_name(name)) in self._tasks:
             raise NameTakenError(f"there is a task {name!r} already; remove it first, or choose another name")
 
     def _adopt(self, task: Task) -> Task:
         self._tasks[to_key(task.name)] = task.train(self.training)
+        if self._active == task.name:  # it was replaced
+            self.set_task(task.name)
         return task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import NoneType
 from typing import Any
 
@@ -82,6 +82,22 @@ class Prefix:
         self._cursor = 0
         self._recording = True
         self._thread = threading.get_ident()
+
+    def each(
+        self,
+        names: Sequence[Any],
+        task: Callable[[Any], AbstractContextManager[Any]],
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> dict[Any, Any]:
+        """The output of ``call`` by name, each inside the context that ``task`` makes of the name."""
+        outputs = {}
+        for name in names:
+            inputs, options = cloned((args, kwargs))  # a network may edit its input in place
+            with task(name), self.run():
+                outputs[name] = call(*inputs, **options)
+        return outputs
 
     @contextmanager
     def run(self) -> Iterator[None]:

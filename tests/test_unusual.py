@@ -5,12 +5,11 @@ import functools
 import gc
 import io
 import pickle
-import sys
 import threading
-import time
 import warnings
 import weakref
-from concurrent.futures import ThreadPoolExecutor, wait
+from abc import ABC
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -460,64 +459,6 @@ def test_a_task_that_is_removed_leaves_nothing_behind():
     assert all(factor() is None for factor in factors)
 
 
-@pytest.mark.parametrize("call", ["task", "rows", "forward_tasks"])
-def test_threads_take_turns(call):
-    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
-    x, names = torch.randn(2, 6), "ab" * 40
-
-    @torch.no_grad()
-    def serve(name):
-        if call == "rows":
-            return torch.stack(net(x, tasks=[name, name]))
-        if call == "forward_tasks":
-            return net.forward_tasks(x, [name])[name]
-        with net.task(name):
-            time.sleep(0.001)
-            return net(x)
-
-    expected = {name: serve(name) for name in "ab"}
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(4) as threads:
-            answers = list(threads.map(serve, names))
-    finally:
-        sys.setswitchinterval(before)
-    for name, answer in zip(names, answers, strict=True):
-        torch.testing.assert_close(answer, expected[name])
-
-
-@pytest.mark.parametrize("change", ["add", "load", "remove"])
-def test_tasks_come_and_go_while_another_thread_computes(change, tmp_path):
-    net = adapted(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
-    x = torch.randn(2, 6)
-    expected = {name: net.merged(name).eval()(x) for name in "ab"}
-    net.save_task("b", tmp_path / "b")
-    act = {
-        "add": lambda: net.add_task("c", copy.deepcopy(net["b"].head)),
-        "load": lambda: net.load_task(tmp_path / "b", "c"),
-        "remove": lambda: net.remove_task("a"),
-    }[change]
-    with ThreadPoolExecutor(1) as thread:
-        changed = []
-
-        def meanwhile(module, inputs):
-            if not changed:
-                changed.append(thread.submit(act))
-                wait(changed, timeout=0.2)  # in vain: it waits for this call
-
-        net.backbone[0].register_forward_pre_hook(meanwhile)
-        outputs = net.forward_tasks(x, ["a", "b"])
-        changed[0].result()
-    for name, output in outputs.items():
-        torch.testing.assert_close(output, expected[name])
-    assert net.tasks == (("b",) if change == "remove" else ("a", "b", "c"))
-    net.eval()
-    for name in net.tasks:
-        with net.task(name):
-            torch.testing.assert_close(net(x), net.merged(name)(x))
-
-
 def test_layers_that_are_replaced_after_adapting_are_noticed():
     def convolutional():
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5)), nn.Flatten())
@@ -940,3 +881,59 @@ def test_mistakes_are_named(call, error, tmp_path, monkeypatch):
         call(net, nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)))
     assert isinstance(caught.value, tn.TensornetError)
     assert net.tasks == ("a", "b")
+
+
+def test_a_base_without_a_dict_before_the_module_is_told_and_nothing_is_attached():
+    class Shift(ABC, nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("by", torch.ones(4))
+
+    class Own(Shift):
+        pass
+
+    backbone = nn.Sequential(nn.BatchNorm1d(4), Own(), nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(StateError, match=r"1: a Own cannot be given a slot, because Shift has ABC before .* put ABC last"):
+        tn.adapt(backbone)
+    backbone[1] = nn.Identity()
+    assert tn.adapt(backbone).training, "nothing was attached"
+
+
+def test_classes_that_note_their_subclasses_note_none_of_ours():
+    noted = []
+
+    class Noting(nn.Module):
+        def __init_subclass__(cls, *, word, **options):
+            super().__init_subclass__(**options)
+            noted.append(word)
+
+    class Shift(Noting, word="shift"):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("by", torch.ones(4))
+
+        def forward(self, x):
+            return x + self.by
+
+    class Norm(nn.BatchNorm1d, Noting, word="norm"):
+        pass
+
+    net = adapted(nn.Sequential(Shift(), Norm(4), nn.Linear(4, 8), nn.Linear(8, 5)))
+    check_rows(net, torch.randn(4, 4))
+    assert noted == ["shift", "norm"]
+
+
+def test_every_way_to_give_forward_tasks_its_inputs():
+    net = adapted(net_of(a=nn.Linear(4, 8), fc=nn.Linear(8, 5), call=lambda s, x, y=0.0: s.fc(torch.tanh(s.a(x) + y))))
+    x, names = torch.randn(2, 4), ["a", "b"]
+    expected = net.forward_tasks(x, names, y=1.0)
+    for found in (
+        net.forward_tasks(x, tasks=names, y=1.0),
+        net.forward_tasks(x, 1.0, names),
+        net.forward_tasks(y=1.0, x=x, tasks=names),
+    ):
+        assert all(torch.equal(found[name], expected[name]) for name in names)
+    with pytest.raises(ShapeError, match="the names of tasks are missing"):
+        net.forward_tasks()
+    with pytest.raises(ShapeError, match="tasks must be a list of names"):
+        net.forward_tasks(x)

@@ -82,7 +82,7 @@ def choose(
         from tensornet.extraction import extract_task
 
         net = setting.network()
-        made = extract_task(net, task, setting.tuned(tuned), plan.config(net.config), plan.decompositions)
+        made = extract_task(net, task, setting.tuned(tuned), plan.config(net.default_config), plan.decompositions)
         made.classes = setting.classes
         if reestimate:
             from tensornet.training.statistics import reestimate as estimate

@@ -30,7 +30,7 @@ def extraction_accuracy(setting: Setting, tuned: Path, plans: Mapping[str, Plan]
     rows["fine-tuned"] = {"parameters": None, "error": 0.0, "accuracy": setting.accuracy(network), "reestimated": None}
     for name, plan in plans.items():
         net = setting.network()
-        task = extract_task(net, "extracted", network, plan.config(net.config), plan.decompositions)
+        task = extract_task(net, "extracted", network, plan.config(net.default_config), plan.decompositions)
         net.set_task(task.name)
         row: dict[str, float | None] = {
             "parameters": plan.parameters,

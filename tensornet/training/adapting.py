@@ -99,7 +99,7 @@ def peer_network(net: AdaptedNetwork, name: str, settings: Train) -> nn.Module:
         RecipeError: the config has no single rank.
         MissingExtraError: the peer's library is not installed.
     """
-    rank = net.config.rank
+    rank = net.default_config.rank
     if not isinstance(rank, int):
         raise RecipeError("a peer's adapters", [f"they have one rank, so adapt.rank has to be a whole number; got {rank!r}"])
     return with_peer(settings.method, net.merged(name), rank, net.head_path, settings.peer)
@@ -165,7 +165,7 @@ def fresh_head(net: AdaptedNetwork, classes: int) -> nn.Linear:
 
 def result(variant: str, net: AdaptedNetwork, name: str, settings: Train, seed: int, adapted: Adapted) -> Row:
     """A training as a row of `results.json`; the ratio is of the backbone without its own head."""
-    config = net.config.to_dict()
+    config = net.default_config.to_dict()
     size = parameters_outside(net.backbone, net.head_path)
     return {
         "variant": variant,

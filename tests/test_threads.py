@@ -1,0 +1,126 @@
+"""Threads that share a network: they take turns, or are told to."""
+
+import copy
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+import torch
+from torch import nn
+
+import tensornet as tn
+from tensornet.errors import StateError
+from tests.toys import trained
+
+
+def network():
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)).eval(), tn.AdaptConfig(rank=2))
+    for seed, name in enumerate("ab"):
+        trained(net.add_task(name, nn.Linear(8, 3 + seed)), seed=seed)
+    return net
+
+
+def in_the_middle(net, act):
+    """Do ``act`` once, in the first call of the network, and keep what it gives."""
+    given = []
+
+    def once(module, inputs):
+        if not given and threading.current_thread() is threading.main_thread():
+            given.append(None)
+            given[0] = act()
+
+    net.backbone[1].register_forward_pre_hook(once)
+    return given
+
+
+@pytest.mark.parametrize("call", ["task", "rows", "forward_tasks"])
+def test_threads_take_turns(call):
+    net = network()
+    x, names = torch.randn(2, 6), "ab" * 40
+
+    @torch.no_grad()
+    def serve(name):
+        if call == "rows":
+            return torch.stack(net(x, tasks=[name, name]))
+        if call == "forward_tasks":
+            return net.forward_tasks(x, [name])[name]
+        with net.task(name):
+            time.sleep(0.001)
+            return net(x)
+
+    expected = {name: serve(name) for name in "ab"}
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(serve, names))
+    finally:
+        sys.setswitchinterval(before)
+    for name, answer in zip(names, answers, strict=True):
+        torch.testing.assert_close(answer, expected[name])
+
+
+@pytest.mark.parametrize("change", ["add", "load", "remove"])
+def test_tasks_come_and_go_while_another_thread_computes(change, tmp_path):
+    net = network()
+    x = torch.randn(2, 6)
+    expected = {name: net.merged(name).eval()(x) for name in "ab"}
+    net.save_task("b", tmp_path / "b")
+    act = {
+        "add": lambda: net.add_task("c", copy.deepcopy(net["b"].head)),
+        "load": lambda: net.load_task(tmp_path / "b", "c"),
+        "remove": lambda: net.remove_task("a"),
+    }[change]
+    with ThreadPoolExecutor(1) as thread:
+
+        def begun():
+            waiting = thread.submit(act)
+            wait([waiting], timeout=0.2)  # in vain: it waits for this call
+            return waiting
+
+        changed = in_the_middle(net, begun)
+        outputs = net.forward_tasks(x, ["a", "b"])
+        changed[0].result()
+    for name, output in outputs.items():
+        torch.testing.assert_close(output, expected[name])
+    assert net.tasks == (("b",) if change == "remove" else ("a", "b", "c"))
+    net.eval()
+    for name in net.tasks:
+        with net.task(name):
+            torch.testing.assert_close(net(x), net.merged(name)(x))
+
+
+def test_a_call_without_a_task_beside_a_mixed_batch_is_refused_and_spoils_nothing():
+    net = network()
+    net.set_task("a")
+    x = torch.randn(2, 6)
+    expected = [net.merged(name).eval()(x)[i] for i, name in enumerate("ba")]
+    with ThreadPoolExecutor(1) as thread:
+        refused = in_the_middle(net, lambda: thread.submit(nn.Module.__call__, net.backbone, x).exception())
+        rows = net(x, tasks=["b", "a"])
+    assert isinstance(refused[0], StateError)
+    assert "another thread is computing a mixed batch" in str(refused[0])
+    for row, wanted in zip(rows, expected, strict=True):
+        torch.testing.assert_close(row, wanted)
+
+
+def test_a_merged_copy_leaves_the_task_that_is_set():
+    net = network()
+    net.set_task("a")
+    x = torch.randn(2, 6)
+    expected = net(x)
+    in_the_middle(net, lambda: net.merged("b"))
+    assert torch.equal(net(x), expected)
+
+
+def test_a_copy_that_is_made_in_the_middle_of_a_mixed_batch_is_whole():
+    net = network()
+    x = torch.randn(2, 6)
+    expected = {name: net.merged(name).eval()(x) for name in "ab"}
+    copies = in_the_middle(net, lambda: copy.deepcopy(net))
+    net(x, tasks=["b", "a"])
+    for name, wanted in expected.items():
+        with copies[0].task(name):
+            torch.testing.assert_close(copies[0](x), wanted)
