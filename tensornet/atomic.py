@@ -96,6 +96,15 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
                 old.rmdir()
 
 
+def being_written(path: Path) -> bool:
+    """Whether a folder that is to become ``path`` stands beside it."""
+    try:
+        path = Path(os.path.realpath(path))
+        return any(entry.name.startswith(f".{path.name}.") for entry in path.parent.iterdir())
+    except (OSError, ValueError):
+        return False
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

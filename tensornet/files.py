@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tensornet.atomic import write_folder
+from tensornet.atomic import being_written, write_folder
 from tensornet.card import card
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
@@ -36,8 +37,11 @@ from tensornet.records import (
     record_of,
 )
 from tensornet.task import Task
+from tensornet.versions import versions_counted
 
 JSON, TENSORS, CARD = "task.json", "task.safetensors", "README.md"
+
+_TRIES, _WAIT = 20, 0.01  # seconds
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
 
     Raises:
         NonFiniteError: a tensor of the task holds NaN or infinity.
-        StateError: a head or a norm has a state that is no tensor, or the task's classes are not names of its outputs.
+        StateError: a head or a norm has a state that is no tensor, a norm is of another kind than the backbone's, or the
+            task's classes are not names of its outputs.
         WriteError: as `write_folder`.
     """
     classes = _checked_classes(task)
@@ -96,6 +101,7 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
     for plan, module in task.tensors():
         tensors |= {f"delta/{plan.fold.name}/{name}": factor for name, factor in module.factors().items()}
     for layer, norm in task.own_norms().items():
+        _check_kind(task.name, layer, norm, backbone.get_submodule(layer))
         tensors |= {f"norm/{layer}/{name}": tensor for name, tensor in norm.state_dict().items()}
     if task.head is not None:
         tensors |= {f"head/{name}": tensor for name, tensor in task.head.state_dict().items()}
@@ -162,6 +168,19 @@ def rewrite_task(path: str | Path, file: TaskFile) -> None:
     _write(path, record, tensors, text)
 
 
+def _check_kind(name: str, layer: str, norm: nn.Module, shared: nn.Module) -> None:
+    """A task's own norm is of the kind of the backbone's, or a file could not be read back."""
+    found, wanted = (
+        (type(module).__name__, {key: tuple(getattr(value, "shape", ())) for key, value in module.state_dict().items()})
+        for module in (norm, shared)
+    )
+    if found != wanted:
+        raise StateError(
+            f"task {name!r}: its norm {layer} is a {found[0]} with {found[1]}, where the backbone has a {wanted[0]} with "
+            f"{wanted[1]}; a task file holds norms of the backbone's kind alone"
+        )
+
+
 def _checked_classes(task: Task) -> list[str] | None:
     """The task's classes, which are names, one for each output of the head."""
     if task.classes is None:
@@ -182,6 +201,7 @@ def _write(path: str | Path, record: TaskRecord, tensors: Mapping[str, Tensor], 
     write_folder(path, {JSON: json.dumps(as_written(record), indent=1) + "\n", TENSORS: data, CARD: text}, mark=JSON)
 
 
+@versions_counted()
 def read_task(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TaskFile:
     """Read a task folder; no backbone is needed.
 
@@ -195,8 +215,8 @@ def read_task(path: str | Path, *, device: torch.device | str = "cpu", dtype: to
         UnknownNameError: a decomposition is not registered.
     """
     path = Path(path)
-    record = parse(_bytes(path, JSON), f"{path / JSON}")
-    data = _bytes(path, TENSORS)
+    text, data = _both(path)
+    record = parse(text, f"{path / JSON}")
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise TaskFileError(f"{path / TENSORS} is not the file that {JSON} describes: it was changed or cut short")
     try:
@@ -248,6 +268,20 @@ def _assembled(
         listed = "".join(f"\n  - {problem}" for problem in problems[:20])
         raise TaskFileError(f"{path}: {JSON} and {TENSORS} contradict each other:{listed}")
     return TaskFile(name, config, record, tuple(decomposed), norms, head)
+
+
+def _both(path: Path) -> tuple[bytes, bytes]:
+    """The two files of one version of a task, which may be written anew meanwhile."""
+    for _ in range(_TRIES):
+        try:
+            text, data = _bytes(path, JSON), _bytes(path, TENSORS)
+            if _bytes(path, JSON) == text:
+                return text, data
+        except TaskFileError:
+            if not being_written(path):
+                raise
+        time.sleep(_WAIT)
+    return _bytes(path, JSON), _bytes(path, TENSORS)
 
 
 def _bytes(path: Path, name: str) -> bytes:

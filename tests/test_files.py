@@ -16,7 +16,7 @@ from torch import nn
 
 import analysis
 import tensornet as tn
-from tensornet import atomic
+from tensornet import atomic, files
 from tensornet.errors import MismatchError, NameTakenError, NonFiniteError, ShapeError, StateError, TaskFileError, WriteError
 from tests.toys import Encoder, ResNet, Transformer, trained
 
@@ -462,3 +462,90 @@ def test_a_convolution_is_a_head_too(options, tmp_path):
         assert torch.equal(net(x), other(x))
     with pytest.raises(ShapeError, match=r"the head takes 6 features, the backbone's '2' takes 8: make it nn.Conv2d\(8, …"):
         net.add_task("u", nn.Conv2d(6, 4, 1))
+
+
+def test_a_task_that_is_written_anew_while_it_is_read(saved, monkeypatch):
+    net, path = saved
+    read, times = files._bytes, []
+
+    def slowly(folder, name):
+        data = read(folder, name)
+        if name == files.JSON and not times:
+            times.append(name)
+            with torch.no_grad():
+                net["t"].head[1].bias.add_(1)
+            net.save_task("t", path)
+        return data
+
+    monkeypatch.setattr(files, "_bytes", slowly)
+    assert torch.equal(tn.read_task(path).head["1.bias"], net["t"].head[1].bias)
+
+
+def test_a_task_that_is_between_two_versions(saved, monkeypatch):
+    _, path = saved
+    aside, coming = path.with_name(".t.old"), path.with_name(".t.new")
+    coming.mkdir()
+    path.rename(aside)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: aside.exists() and aside.rename(path))
+    assert tn.read_task(path).name == "t"
+    path.rename(aside)
+    coming.rmdir()
+    aside.rename(aside.with_name("elsewhere"))
+    with pytest.raises(TaskFileError, match="is no task folder"):  # at once: nothing is coming
+        tn.read_task(path)
+
+
+def test_a_task_is_replaced_where_the_new_one_is_whole(saved):
+    net, path = saved
+    x = torch.randn(2, 3, 8, 8)
+    net.eval().set_task("t")
+    before = net(x)
+    with torch.no_grad():
+        net["t"].head[1].bias.add_(1)
+    assert torch.equal(net.load_task(path, replace=True).head[1].bias + 1, net(x)[0] * 0 + net["t"].head[1].bias + 1)
+    assert torch.equal(net(x), before)
+    assert net.tasks == ("t",)
+    with pytest.raises(NameTakenError):
+        net.load_task(path)
+    (path / "task.safetensors").write_bytes(b"")
+    with pytest.raises(TaskFileError):
+        net.load_task(path, replace=True)
+    assert torch.equal(net(x), before)
+
+
+def test_tasks_that_are_loaded_in_inference_mode_can_be_trained(saved):
+    net, path = saved
+    head = nn.Linear(8, 3)
+    with torch.inference_mode():
+        net.load_task(path, "lazy")
+        net.add_task("new", head)
+    for name in ("lazy", "new"):
+        net[name].load_state_dict(net[name].state_dict())
+        with net.task(name):
+            net(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+def test_a_backbone_that_has_changed_is_told_when_a_task_is_saved(saved):
+    net, path = saved
+    net.load_state_dict(net.state_dict())
+    net.save_task("t", path)  # the same values
+    with torch.no_grad():
+        net.backbone.conv1.weight[0, 0, 0, 0] += 1e-6
+        net.backbone.bn1.running_mean.add_(1)
+    with pytest.warns(
+        UserWarning, match=r"2 tensors of the backbone have changed since .*\(conv1.weight, bn1.running_mean\)"
+    ):
+        net.save_task("t", path)
+    half = network().bfloat16()
+    half.add_task("t", nn.Linear(8, 3, dtype=torch.bfloat16))
+    half.save_task("t", path)  # another dtype is none
+
+
+@pytest.mark.parametrize("other", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)])
+def test_a_norm_of_another_kind_is_not_saved(other, saved):
+    net, path = saved
+    layer = next(iter(net["t"].norms))
+    net["t"].norms[layer] = other
+    with pytest.raises(StateError, match=f"task 't': its norm .* is a {type(other).__name__} with .* has a BatchNorm2d"):
+        net.save_task("t", path)
+    assert tn.read_task(path).name == "t"
