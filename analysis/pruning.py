@@ -68,18 +68,20 @@ def prune(
         keep: only so many layers keep theirs, those of the largest norm.
         budget: layers lose theirs, the smallest norm first, until the deltas hold at most so many parameters; a float in
             (0, 1] is a share of what they hold.
-        energy: in (0, 1]; each tensor is rounded to the fewest parameters that keep this share of its squared norm: of
+        energy: in (0, 1]; each tensor is rounded to the fewest parameters found that keep this share of its squared norm: of
             ‖ΔW‖², but where a depth folding stacks the deltas of several layers, of all of them together.
         kind: of the norm: "delta", "relative" or "per_parameter".
         norms: norm layers that changed less than this become the backbone's again; see `norm_changes`. May be given alone.
         backbone: for ``norms``; the network, its weights loaded.
 
     Raises:
-        ConfigError: none or several of the criteria, or a value that none can have.
+        ConfigError: none or several of the criteria, a value that none can have, or ``out`` is the task itself.
         TaskFileError: the folder is no task, has no deltas, all of them would go, or it is of another backbone.
         WriteError: ``out`` cannot be written.
     """
     file = read_task(task)
+    if out is not None and Path(out).resolve() == Path(task).resolve():
+        raise ConfigError(f"{out} is the task that is pruned, and would be gone; choose another folder for the smaller one")
     alone = norms is not None and threshold is keep is budget is energy is None
     if not file.tensors and not alone:
         raise TaskFileError(f"{task} has no deltas: nothing to prune")
@@ -176,8 +178,11 @@ def _near(cls: type[Decomposition], spectrum: Spectrum, allowed: float, rank: Ra
         return [known]
     highest = max(rank) if isinstance(rank, tuple) else rank
     doubling = [*(2**i for i in range(highest.bit_length()) if 2**i < highest), highest]
-    enough = next((r for r in doubling if any(x.error <= allowed for x in cls.ladder(spectrum, [r], 0))), None)
-    return [] if enough is None else cls.ladder(spectrum, range(enough // 2 + 1, enough + 1), 0)
+    for enough in doubling:
+        found = cls.ladder(spectrum, [enough], 0)
+        if any(rung.error <= allowed for rung in found):  # which a longer ladder, with other starts, may not find again
+            return [*found, *cls.ladder(spectrum, range(enough // 2 + 1, enough + 1), 0)]
+    return []
 
 
 def _described(

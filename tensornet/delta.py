@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tensornet.autocast import without_autocast
 from tensornet.decompositions import Bottleneck, Decomposition, Factors
+from tensornet.decompositions.orthogonal import singular_values
 from tensornet.foldings import Fold, Member
 
 
@@ -112,7 +113,7 @@ class Delta:
         """Norms of the terms that ΔW is a sum of; see `Decomposition.component_norms`."""
         factors = self.factors()
         if factors is None:
-            found = torch.linalg.svdvals(self.dense().detach().double().flatten(1))
+            found = singular_values(self.dense().detach().double().flatten(1))
         else:
             wide = {name: factor.detach().double() for name, factor in factors.items()}
             found = abs(self.scale) * self.decomposition.component_norms(wide, self._shape)

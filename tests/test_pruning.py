@@ -13,7 +13,8 @@ import analysis
 import tensornet as tn
 from analysis.norm_layers import norm_changes
 from analysis.norms import layer_norms
-from analysis.pruning import pruned_file
+from analysis.pruning import _near, pruned_file
+from tensornet.decompositions.base import Rung
 from tensornet.errors import ConfigError, MismatchError, TaskFileError, WriteError
 from tests.toys import ResNet, trained
 
@@ -283,3 +284,27 @@ def test_norms_are_pruned_on_the_backbone_in_another_dtype(tmp_path):
     net.save_task("a", tmp_path / "a")
     pruned = analysis.prune(tmp_path / "a", keep=1, norms=0.0, backbone=backbone)
     assert len(pruned.removed) > 1
+
+
+def test_a_rank_that_was_found_is_kept_where_a_longer_ladder_does_worse():
+    class Unsteady:
+        @staticmethod
+        def cheapest(spectrum, allowed):
+            return None
+
+        @staticmethod
+        def ladder(spectrum, ranks, seed):
+            return [Rung(rank, 1 / rank if len(ranks) == 1 else 1.0, {}) for rank in ranks]
+
+    found = _near(Unsteady, None, 0.25, 16)
+    assert [rung.rank for rung in found if rung.error <= 0.25] == [4]
+
+
+def test_the_task_that_is_pruned_is_not_written_over(saved, tmp_path):
+    _, folder = saved
+    before = (folder / "task.safetensors").read_bytes()
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="is the task that is pruned, and would be gone"):
+            analysis.prune(folder, out, keep=2)
+    assert (folder / "task.safetensors").read_bytes() == before

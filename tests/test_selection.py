@@ -276,6 +276,10 @@ def test_any_registered_decomposition_is_a_candidate():
     plan = analysis.choose(base, tuned, 1.0)
     assert plan.error < 1e-3, "dense buys everything"
     assert set(plan.curve.columns) == {"plan", *tn.decompositions()}
+    best = plan.curve["plan"].cummin().ffill()
+    for name in tn.decompositions():
+        alone = plan.curve[name].dropna()
+        assert (best[alone.index] <= alone + 1e-6).all(), "no decomposition alone is below the plan at its cost"
 
 
 def test_refusals(tmp_path):
@@ -515,7 +519,7 @@ def test_the_head_in_files_and_of_a_config(tmp_path):
     plan = analysis.choose(base, tuned, 0.9, ["cp"], head="head")
     assert list(plan.table.index) == ["body"]
     with pytest.warns(UserWarning, match=r"body\.bias"):
-        extract_task(net, "t", tuned, plan.config(net.config), plan.decompositions)
+        extract_task(net, "t", tuned, plan.config(net.default_config), plan.decompositions)
 
 
 def test_multiply_adds_count_every_call():

@@ -15,6 +15,9 @@ from analysis.tables import pairs
 MOST_PAIRS = 45
 """Rows of pairs that one can look through: those of ten tasks."""
 
+MISSING = "0.45"
+"""The colour of a layer that one of two tasks has no delta in: no shade of the maps' colours."""
+
 
 def similarity_map(square: pd.DataFrame, layers: pd.DataFrame, title: str, label: str) -> Figure:
     """Tasks against tasks, in the order of their clustering, and every pair of tasks over the layers.
@@ -44,9 +47,11 @@ def similarity_map(square: pd.DataFrame, layers: pd.DataFrame, title: str, label
     low, high = (-1.0, 1.0) if cosine else (0.0, 1.0)
     rows = layers if by_pair else _by_task(layers, names)
     image = axes.imshow(rows.to_numpy().T, aspect="auto", cmap="RdBu_r" if cosine else "viridis", vmin=low, vmax=high)
+    axes.set_facecolor(MISSING)
     name_rows(axes, [f"{a} – {b}" for a, b in pairs(layers)] if by_pair else names)
     name_layers(axes, list(layers.index))
-    axes.set_xlabel("layer, in network order")
+    lacking = "; dark grey: not in both" if rows.isna().to_numpy().any() else ""
+    axes.set_xlabel(f"layer, in network order{lacking}")
     bottom.colorbar(image, ax=axes, label=label if by_pair else f"{label}, mean over the other tasks")
     top.suptitle(title, x=0.01, ha="left")
     return figure

@@ -185,18 +185,31 @@ def _curve(
     limit: int,
     energy: float,
 ) -> pd.DataFrame:
-    """Relative error against cost: the plan at budgets around this one, and each decomposition alone at every rank."""
+    """Relative error against cost: each decomposition alone at every rank, and the plan at budgets around this one.
+
+    Where one alone is below the plan at the next lower budget, the plan is made at its cost too.
+    """
     points: dict[int, dict[str, float]] = {}
-    errors, costs = [[c.error for c in own] for own in options], [[c.cost for c in own] for own in options]
-    for budget in sorted({max(limit * share // 8, 1) for share in (1, 2, 4, 6, 8, 12, 16, 32)}):
-        packed = pack(errors, costs, budget)
-        points.setdefault(packed.cost, {})["plan"] = relative(packed.error, energy)
     for name in names:
         for rank in ranks:
             picks = _alone(found, options, name, rank)
             spent = sum(c.cost for c in picks)
             if spent <= 4 * limit:
                 points.setdefault(spent, {})[name] = relative(sum(c.error for c in picks), energy)
+    errors, costs = [[c.error for c in own] for own in options], [[c.cost for c in own] for own in options]
+    planned: dict[int, float] = {}
+
+    def make(budget: int) -> None:
+        packed = pack(errors, costs, budget)
+        planned[packed.cost] = relative(packed.error, energy)
+
+    for share in (1, 2, 4, 6, 8, 12, 16, 32):
+        make(max(limit * share // 8, 1))
+    for spent, alone in sorted(points.items()):
+        if min(alone.values()) < min((error for cost, error in planned.items() if cost <= spent), default=math.inf):
+            make(spent)
+    for spent, error in planned.items():
+        points.setdefault(spent, {})["plan"] = error
     return pd.DataFrame.from_dict(points, orient="index").sort_index().rename_axis("cost")
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet.decompositions.bottleneck import Bottleneck
+from tensornet.decompositions.orthogonal import singular_values
 from tensornet.decompositions.spectrum import Spectrum
 from tensornet.errors import NonFiniteError, RankError, ShapeError
 from tensornet.lean import Lean
@@ -150,7 +151,7 @@ class Decomposition(Lean, ABC):
     @classmethod
     def component_norms(cls, factors: Factors, shape: Shape) -> Tensor:
         """Norms of the terms that the tensor is a sum of: singular values of its first unfolding where it has no own."""
-        return torch.linalg.svdvals(cls.reconstruct(factors, shape).flatten(1))
+        return singular_values(cls.reconstruct(factors, shape).flatten(1))
 
     @classmethod
     def ladder(cls, spectrum: Spectrum, ranks: Sequence[int], seed: int) -> list[Rung]:

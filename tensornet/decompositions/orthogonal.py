@@ -37,3 +37,10 @@ def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     root = s[:rank].sqrt()
     beyond = rank - len(root)
     return F.pad(u[:, :rank] * root, (0, beyond)), F.pad(root[:, None] * v[:rank], (0, 0, 0, beyond))
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Those of ``matrix`` that are no rounding errors (Golub and Van Loan), the largest first; 0 alone of a zero matrix."""
+    found = torch.linalg.svdvals(matrix)
+    above = found > found[0] * max(matrix.shape) * torch.finfo(found.dtype).eps
+    return found[: max(int(above.sum()), 1)]
