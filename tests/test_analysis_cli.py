@@ -104,6 +104,12 @@ def test_statistics_are_those_of_the_inputs():
     assert net["a"].own_norms()["bn1"].momentum == 0.1
     with pytest.raises(tn.TensornetError, match="no data at all"):
         reestimate(net, "a", [])
+    found = {n: t.clone() for n, t in net["a"].state_dict().items()}
+    reestimate(net, "a", [(x, torch.zeros(16)) for x in batches])  # labels are left aside
+    assert all(torch.equal(t, found[n]) for n, t in net["a"].state_dict().items())
+    with pytest.raises(RuntimeError, match="size"):
+        reestimate(net, "a", [batches[0], torch.randn(16, 5, 8, 8)])
+    assert all(torch.equal(t, found[n]) for n, t in net["a"].state_dict().items())
 
 
 def test_ranks(data_root, tmp_path):

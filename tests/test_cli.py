@@ -328,6 +328,18 @@ def test_other_bad_input(data_root, tmp_path, trained_run):
     assert "no task 'nothing'" in refused("train", recipe, "--data", data_root, "--out", tmp_path / "o", "--task", "nothing")
 
 
+def test_a_task_folder_is_tested_on_the_data_of_a_run(trained_run, data_root, tmp_path):
+    ran("prune", trained_run / "tasks/folders", "--keep", 1, "--out", tmp_path / "small")
+    command = ["evaluate", trained_run, "--data", data_root, "--json"]
+    own = {row["task"]: row["value"] for row in json.loads(ran(*command))}
+    small, same = json.loads(ran(*command, "--folder", tmp_path / "small", "--folder", trained_run / "tasks/parquet"))
+    assert (small["task"], small["variant"]) == ("folders", str(tmp_path / "small"))
+    assert 0 <= small["value"] <= 1
+    assert (same["task"], same["value"]) == ("parquet", own["parquet"])
+    said = refused("evaluate", trained_run, "--data", data_root, "--folder", tmp_path / "small", "--task", "parquet")
+    assert "in this order; the data has" in said
+
+
 def test_norms(trained_run, tmp_path):
     tasks = [trained_run / "tasks" / name for name in ("folders", "parquet")]
     told = json.loads(ran("norms", *tasks, "--json", "--out", tmp_path / "n.png", "--csv", tmp_path / "n.csv"))

@@ -177,6 +177,10 @@ def test_other_settings_never_drop_a_result(train, tmp_path):
     ran(*changed, "--task", "folders", "--variant", "b")
     assert rows(out) == [("a", "folders", 0), ("b", "folders", 0)]
     assert [recorded_recipes(out)[name].train.lr for name in "ab"] == [2e-2, 1e-2]
+    recorded = (out / "recipe.json").read_text()
+    (out / "recipe.json").write_text(recorded.replace('"cp"', '"mine"'))
+    with pytest.raises(RecipeError, match=r"its recipe.json cannot be used here: adapt: unknown decomposition 'mine'\. \S"):
+        recorded_recipes(out)
     (out / "recipe.json").write_text("{")
     with pytest.raises(RecipeError, match="is not a folder that 'tensornet train' wrote"):
         Grid(load_recipe(str(tmp_path / "r.toml")), tmp_path / "data", out).done()

@@ -7,6 +7,8 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tensornet.errors import RecipeError, TaskFileError
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.run import Run, every_run
@@ -16,11 +18,14 @@ def recorded_recipes(out: Path) -> dict[str, Recipe]:
     """The recipes, one per variant, that made the runs in ``out``.
 
     Raises:
-        RecipeError: the folder is not one that `tensornet train` wrote.
+        RecipeError: the folder is not one that `tensornet train` wrote, or names what is not known here.
     """
     try:
         data = json.loads((out / "recipe.json").read_text())
         return {name: Recipe.model_validate(recipe) for name, recipe in data.items()}
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise RecipeError(str(out), [f"its recipe.json cannot be used here: {'; '.join(found)}"]) from None
     except (OSError, ValueError) as error:
         raise RecipeError(str(out), [f"it is not a folder that 'tensornet train' wrote: {error}"]) from None
 
