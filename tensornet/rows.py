@@ -72,8 +72,8 @@ def split_rows(output: Any, rows: int) -> list[Any]:
 def _split(output: Any, rows: int) -> Sequence[Any] | None:
     """One output per row; None where the whole output cannot be taken apart."""
     parts, structure = tree_flatten(output, is_leaf=lambda part: _answers(part, rows))
-    if structure.is_leaf():
-        return _column(parts[0], rows)
+    if len(parts) == 1 and parts[0] is output:
+        return _column(output, rows)
     columns = [_column(part, rows) or [None] * rows for part in parts]
     return [tree_unflatten([column[i] for column in columns], structure) for i in range(rows)]
 
