@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from tensornet.errors import WriteError
+
+_TRIES, _WAIT = 20, 0.01  # seconds
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
@@ -96,13 +99,28 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
                 old.rmdir()
 
 
-def being_written(path: Path) -> bool:
+def read_folder(path: Path, names: Sequence[str]) -> list[bytes]:
+    """The files of one version of a folder that `write_folder` may be writing anew; the first of them tells versions apart.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    for _ in range(_TRIES):
+        try:
+            found = [(path / name).read_bytes() for name in names]
+            if (path / names[0]).read_bytes() == found[0]:
+                return found
+        except FileNotFoundError:
+            if not _being_written(path):
+                raise
+        time.sleep(_WAIT)
+    return [(path / name).read_bytes() for name in names]
+
+
+def _being_written(path: Path) -> bool:
     """Whether a folder that is to become ``path`` stands beside it."""
-    try:
-        path = Path(os.path.realpath(path))
-        return any(entry.name.startswith(f".{path.name}.") for entry in path.parent.iterdir())
-    except (OSError, ValueError):
-        return False
+    path = Path(os.path.realpath(path))
+    return path.parent.is_dir() and any(entry.name.startswith(f".{path.name}.") for entry in path.parent.iterdir())
 
 
 def _umask() -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tensornet.atomic import being_written, write_folder
+from tensornet.atomic import read_folder, write_folder
 from tensornet.card import card
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
@@ -40,8 +39,6 @@ from tensornet.task import Task
 from tensornet.versions import versions_counted
 
 JSON, TENSORS, CARD = "task.json", "task.safetensors", "README.md"
-
-_TRIES, _WAIT = 20, 0.01  # seconds
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,11 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
         WriteError: as `write_folder`.
     """
     classes = _checked_classes(task)
-    tensors: dict[str, Tensor] = {}
-    for plan, module in task.tensors():
-        tensors |= {f"delta/{plan.fold.name}/{name}": factor for name, factor in module.factors().items()}
-    for layer, norm in task.own_norms().items():
+    own = task.own_norms()
+    for layer, norm in own.items():
         _check_kind(task.name, layer, norm, backbone.get_submodule(layer))
-        tensors |= {f"norm/{layer}/{name}": tensor for name, tensor in norm.state_dict().items()}
-    if task.head is not None:
-        tensors |= {f"head/{name}": tensor for name, tensor in task.head.state_dict().items()}
+    head = {} if task.head is None else task.head.state_dict()
+    tensors = _keyed(task.tensors(), {layer: norm.state_dict() for layer, norm in own.items()}, head)
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise StateError(f"task {task.name!r}: {key} is a {type(tensor).__name__}, and a task file holds tensors only")
@@ -128,7 +122,7 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
             name=backbone_name, head=task.head_path, head_hash=head_hash, hash=hashes.pop("stored"), hash_as=hashes
         ),
         tensors={plan.fold.name: record_of(plan, norms) for plan, _ in task.tensors()},
-        norms={layer: type(norm).__name__ for layer, norm in task.own_norms().items()},
+        norms={layer: type(norm).__name__ for layer, norm in own.items()},
         head=None if task.head is None else describe(task.head),
         classes=classes,
     )
@@ -156,16 +150,21 @@ def rewrite_task(path: str | Path, file: TaskFile) -> None:
             "norms": {layer: file.record.norms[layer] for layer in file.norms},
         }
     )
-    tensors: dict[str, Tensor] = {}
-    for plan, module in file.tensors:
-        tensors |= {f"delta/{plan.fold.name}/{name}": factor for name, factor in module.factors().items()}
-    for layer, norm in file.norms.items():
-        tensors |= {f"norm/{layer}/{name}": tensor for name, tensor in norm.items()}
-    tensors |= {f"head/{name}": tensor for name, tensor in file.head.items()}
     plans = [plan for plan, _ in file.tensors]
     counts, head = file.parameter_counts(), bool(file.head)
     text = card(file.name, record.backbone.name, counts, plans, len(file.norms), head, record.classes)
-    _write(path, record, tensors, text)
+    _write(path, record, _keyed(file.tensors, file.norms, file.head), text)
+
+
+def _keyed(
+    tensors: Iterable[tuple[TensorPlan, Decomposition]],
+    norms: Mapping[str, Mapping[str, Tensor]],
+    head: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """All tensors of a task under the keys of its file."""
+    keyed = {f"delta/{plan.fold.name}/{name}": t for plan, module in tensors for name, t in module.factors().items()}
+    keyed |= {f"norm/{layer}/{name}": t for layer, norm in norms.items() for name, t in norm.items()}
+    return keyed | {f"head/{name}": t for name, t in head.items()}
 
 
 def _check_kind(name: str, layer: str, norm: nn.Module, shared: nn.Module) -> None:
@@ -271,26 +270,14 @@ def _assembled(
 
 
 def _both(path: Path) -> tuple[bytes, bytes]:
-    """The two files of one version of a task, which may be written anew meanwhile."""
-    for _ in range(_TRIES):
-        try:
-            text, data = _bytes(path, JSON), _bytes(path, TENSORS)
-            if _bytes(path, JSON) == text:
-                return text, data
-        except TaskFileError:
-            if not being_written(path):
-                raise
-        time.sleep(_WAIT)
-    return _bytes(path, JSON), _bytes(path, TENSORS)
-
-
-def _bytes(path: Path, name: str) -> bytes:
+    """The two files of one version of a task."""
     try:
-        return (path / name).read_bytes()
+        text, data = read_folder(path, [JSON, TENSORS])
     except FileNotFoundError as error:
-        raise TaskFileError(f"{path} is no task folder: {name}: {error.strerror}") from None
+        raise TaskFileError(f"{path} is no task folder: {Path(error.filename).name}: {error.strerror}") from None
     except (OSError, ValueError) as error:
-        raise TaskFileError(f"{path} cannot be read: {name}: {error}") from None
+        raise TaskFileError(f"{path} cannot be read: {error}") from None
+    return text, data
 
 
 def _metadata(data: bytes) -> dict[str, str]:

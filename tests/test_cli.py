@@ -338,6 +338,8 @@ def test_a_task_folder_is_tested_on_the_data_of_a_run(trained_run, data_root, tm
     assert (same["task"], same["value"]) == ("parquet", own["parquet"])
     said = refused("evaluate", trained_run, "--data", data_root, "--folder", tmp_path / "small", "--task", "parquet")
     assert "in this order; the data has" in said
+    several = ["--folder", tmp_path / "small", "--task", "folders", "--task", "parquet"]
+    assert "on the data of one task" in refused("evaluate", trained_run, "--data", data_root, *several)
 
 
 def test_norms(trained_run, tmp_path):

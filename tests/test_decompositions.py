@@ -216,8 +216,7 @@ def test_terms_that_are_rounding_errors_are_no_terms(name):
     made = cls.from_tensor(torch.randn(shape, generator=torch.Generator().manual_seed(0)), 3)
     tensor = made.to_tensor().detach().double().flatten(1)
     norms = cls.component_norms({key: factor.detach().double() for key, factor in made.factors().items()}, shape)
-    if name in ("tucker", "tt"):
-        assert len(norms) == 3
-        torch.testing.assert_close(norms.square().sum(), tensor.square().sum(), rtol=1e-5, atol=0)
+    assert len(norms) == 3
+    torch.testing.assert_close(norms.square().sum(), tensor.square().sum(), rtol=1e-5, atol=0)
     zero = {key: torch.zeros_like(factor).double() for key, factor in made.factors().items()}
     assert float(cls.component_norms(zero, shape).sum()) == 0

@@ -10,7 +10,12 @@ import typer
 from tensornet.commands.output import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from tensornet.network import AdaptedNetwork
+    from tensornet.training.grid import Grid
     from tensornet.training.recipe import Recipe
+    from tensornet.training.run import Run
 
 
 def evaluate(
@@ -31,7 +36,7 @@ def evaluate(
     from tensornet.training.recorded import recorded_recipes
 
     recipes = recorded_recipes(run)
-    rows = [_folder(recipes, one, run, data, task) for one in folder] if folder else _run(recipes, run, data, task)
+    rows = _folders(recipes, folder, run, data, task) if folder else _run(recipes, run, data, task)
     if json:
         print_json(rows)
         return
@@ -48,37 +53,35 @@ def evaluate(
     print_table("Accuracy on test, percent", ["variant", "task", "seed", "images", "accuracy"], lines, left=2)
 
 
-def _folder(recipes: dict[str, Recipe], folder: Path, run: Path, data: Path, task: list[str]) -> dict[str, Any]:
-    """The result of a task folder on the data of a task of a run."""
-    from tensornet.data.images import Images
-    from tensornet.errors import DataError
+def _folders(
+    recipes: dict[str, Recipe], folders: list[Path], run: Path, data: Path, task: list[str]
+) -> list[dict[str, Any]]:
+    """The results of task folders, each on the data of the run's task of its name, or all on the one that is given."""
+    from tensornet.errors import ConfigError, DataError
     from tensornet.files import read_task
-    from tensornet.training import fit
     from tensornet.training.grid import Grid
 
-    file = read_task(folder)
-    grid = Grid(recipes, data, run, task or [file.name])
-    one = grid.runs[0]
-    (_, test), recipe = grid.splits(one.task), one.recipe
-    known = file.record.classes
-    if known is not None and list(known) != list(test.classes):
-        raise DataError(f"{folder} tells {', '.join(known)}, in this order; the data has {', '.join(test.classes)}")
-    net = grid.network(recipe)
-    net.set_task(net.load_task(folder, "evaluated").name)
-    images = Images(test, recipe.input.stored)
-    value = fit.evaluate(net, images, recipe.input, recipe.train.batch_size)
-    tested = {"variant": str(folder), "task": one.task.name, "seed": None, "metric": "accuracy"}
-    return tested | {"value": value, "images": len(images), "trained_value": None}
+    if len(task) > 1:
+        raise ConfigError(f"--folder is tested on the data of one task; got --task {', --task '.join(task)}")
+    files = {folder: read_task(folder) for folder in folders}
+    names = {folder: task[0] if task else file.name for folder, file in files.items()}
+    grid = Grid(recipes, data, run, list(dict.fromkeys(names.values())))
+    runs = {one.task.name: one for one in reversed(grid.runs)}  # the first of each
+    networks: dict[str, AdaptedNetwork] = {}
+    rows = []
+    for folder, file in files.items():
+        one = runs[names[folder]]
+        known, classes = file.record.classes, grid.splits(one.task)[1].classes
+        if known is not None and list(known) != list(classes):
+            raise DataError(f"{folder} tells {', '.join(known)}, in this order; the data has {', '.join(classes)}")
+        net = _with_task(grid, networks, one, folder)
+        rows.append(_tested(grid, one, net) | {"variant": str(folder), "seed": None, "trained_value": None})
+    return rows
 
 
 def _run(recipes: dict[str, Recipe], run: Path, data: Path, task: list[str]) -> list[dict[str, Any]]:
     """The results of what a run has trained."""
-    from torch import nn
-
-    from tensornet.data.images import Images
     from tensornet.errors import TaskFileError
-    from tensornet.network import AdaptedNetwork
-    from tensornet.training import fit
     from tensornet.training.grid import Grid
     from tensornet.training.recorded import trained_tasks, without_network
     from tensornet.training.run import every_run
@@ -89,35 +92,40 @@ def _run(recipes: dict[str, Recipe], run: Path, data: Path, task: list[str]) -> 
             say(lost)
     grid = Grid(recipes, data, run, task or trained_tasks(recipes, run))
     networks: dict[str, AdaptedNetwork] = {}
-    net: nn.Module
     rows: list[dict[str, Any]] = []
     for one in grid.runs:
         written = one.network(run)
-        if not written.exists():
-            continue
-        grid.check_classes(one)
-        if written.is_dir():
-            if one.variant not in networks:
-                networks[one.variant] = grid.network(one.recipe)
-            net = networks[one.variant]
-            if net.tasks:
-                net.remove_task("evaluated")
-            net.set_task(net.load_task(written, "evaluated").name)
-        else:
-            net = grid.trained(one)
-        images = Images(grid.splits(one.task)[1], one.recipe.input.stored)
-        before = grid.recorded(one)
-        rows.append(
-            {
-                "variant": one.variant,
-                "task": one.task.name,
-                "seed": one.seed,
-                "metric": "accuracy",
-                "value": fit.evaluate(net, images, one.recipe.input, one.recipe.train.batch_size),
-                "images": len(images),
-                "trained_value": None if before is None else before["value"],
-            }
-        )
+        if written.exists():
+            grid.check_classes(one)
+            net = _with_task(grid, networks, one, written) if written.is_dir() else grid.trained(one)
+            rows.append(_tested(grid, one, net))
     if not rows:
         raise TaskFileError(f"{run} holds no trained tasks yet")
     return rows
+
+
+def _with_task(grid: Grid, networks: dict[str, AdaptedNetwork], one: Run, folder: Path) -> AdaptedNetwork:
+    """The network of a variant, of which ``networks`` keeps one, with the task in a folder set."""
+    if one.variant not in networks:
+        networks[one.variant] = grid.network(one.recipe)
+    net = networks[one.variant]
+    net.set_task(net.load_task(folder, "evaluated", replace=True).name)
+    return net
+
+
+def _tested(grid: Grid, one: Run, net: nn.Module) -> dict[str, Any]:
+    """The result of a network on the test split of a run."""
+    from tensornet.data.images import Images
+    from tensornet.training import fit
+
+    images = Images(grid.splits(one.task)[1], one.recipe.input.stored)
+    before = grid.recorded(one)
+    return {
+        "variant": one.variant,
+        "task": one.task.name,
+        "seed": one.seed,
+        "metric": "accuracy",
+        "value": fit.evaluate(net, images, one.recipe.input, one.recipe.train.batch_size),
+        "images": len(images),
+        "trained_value": None if before is None else before["value"],
+    }
