@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tensornet.errors import BackboneError, near
+from tensornet.modules import modules_from_here
 from tensornet.names import behind_prefix
 
 KINDS = ("hub", "python", "timm", "torchvision", "transformers")
@@ -106,15 +107,11 @@ def _python(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) ->
     module_name, _, function = rest.partition(":")
     if not module_name or not function:
         raise BackboneError(f"python:{rest}: write python:MODULE:FUNCTION")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
+    with modules_from_here():
         module = importlib.import_module(module_name)
         if not hasattr(module, function):
             raise BackboneError(f"python:{rest}: {module_name} has no {function!r}. {near(function, vars(module))}")
         return getattr(module, function)(**options)  # which may import more from there
-    finally:
-        sys.path.remove(here)
 
 
 def _timm(rest: str, root: Path, pretrained: bool, options: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from tensornet.commands.merge import merge
 from tensornet.commands.train import train
 from tensornet.errors import TensornetError
 from tensornet.heap import keep_freed_memory
+from tensornet.modules import import_module
 
 app = typer.Typer(
     help="One frozen backbone, many tasks: low-rank tensor deltas for PyTorch networks.",
@@ -36,13 +37,6 @@ def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tensornet {tensornet.__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
-    pass
 
 
 def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
@@ -67,6 +61,18 @@ def _spoken(verb: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    modules: Annotated[
+        list[str],
+        typer.Option("--import", help="Import a module first, for the decompositions that it registers. May be repeated."),
+    ] = [],  # noqa: B006
+) -> None:
+    for name in modules:
+        import_module(name)
+
+
+app.callback()(_spoken(_options))
 for _verb in (demo, train, evaluate, inspect, merge, extract, export, bench):
     app.command()(_spoken(_verb))
 for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point: point.name):

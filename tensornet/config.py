@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from tensornet.errors import ConfigError, near
+from tensornet.errors import ConfigError, TensornetError, near
 from tensornet.registry import DECOMPOSITIONS, FOLDINGS
 from tensornet.shapes import Rank, check_rank
 
@@ -158,6 +158,21 @@ class AdaptConfig:
                 raise ConfigError(f"unknown setting {key!r}. {near(str(key), known, limit=20)}")
         return cls(**data)
 
+    @classmethod
+    def mistakes(cls, data: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+        """What is wrong with what `from_dict` is to take, each with the keys that lead to it; nothing where it takes it.
+
+        Every setting is looked at alone, every layer too, and those that are right are looked at together.
+        """
+        layers = data.get("layers")
+        parts: list[tuple[tuple[str, ...], dict[str, Any]]] = [((key,), {key: data[key]}) for key in data]
+        if isinstance(layers, Mapping):
+            parts = [part for part in parts if part[0] != ("layers",)]
+            parts += [(("layers", str(pattern)), {"layers": {pattern: given}}) for pattern, given in layers.items()]
+        found = list(_refused(cls, parts))
+        wrong = {path[0] for path, _ in found}
+        return [*found, *_refused(cls, [((), {key: value for key, value in data.items() if key not in wrong})])]
+
     def to_json(self) -> str:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=2)
@@ -200,6 +215,16 @@ def check_config(config: object) -> None:
     """
     if not isinstance(config, AdaptConfig):
         raise ConfigError(f"a config is an AdaptConfig (AdaptConfig.from_dict makes one of a dict); got {config!r}")
+
+
+def _refused(
+    cls: type[AdaptConfig], parts: Sequence[tuple[tuple[str, ...], dict[str, Any]]]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    for path, settings in parts:
+        try:
+            cls.from_dict(settings)
+        except TensornetError as error:
+            yield path, str(error).removeprefix(f"layers[{path[-1]!r}]: " if path else "")
 
 
 def _patterns(name: str, given: object) -> Patterns | None:

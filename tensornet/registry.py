@@ -48,7 +48,8 @@ class Registry(Generic[T]):
                 if point.name == name:
                     self.register(name)(point.load())
         if name not in self._items:
-            raise UnknownNameError(self.kind, name, self.names())
+            own = " One of your own is known once its module is imported: tensornet --import MODULE."
+            raise UnknownNameError(self.kind, name, self.names(), own)
         return self._items[name]
 
     def names(self) -> list[str]:

@@ -163,6 +163,46 @@ def test_count_without_building_a_factor(data_root, tmp_path):
     assert "!" not in out, "what a constructor prints would be taken for a part of the JSON"
 
 
+OWN = """
+import tensornet as tn
+from tensornet.decompositions import CP
+
+print("!")
+
+
+@tn.register("own")
+class Own(CP):
+    pass
+"""
+
+
+def test_a_decomposition_of_ones_own_from_train_to_merge(data_root, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "r.toml").write_text(RECIPE.replace('"cp"', '"own"').replace("epochs = 6", "epochs = 1"))
+    train = ("train", "r.toml", "--data", data_root, "--out", "out", "--task", "folders", "--json")
+    named = "One of your own is known once its module is imported: tensornet --import MODULE."
+    said = tensornet(*train, cwd=tmp_path, code=1)
+    assert f"line 7: adapt.decomposition: unknown decomposition 'own'. Did you mean 'low_rank'? {named}" in said
+    (trained,) = json.loads(tensornet("--import", "mine", *train, cwd=tmp_path))
+    evaluate = ("evaluate", "out", "--data", data_root, "--json")
+    assert named in tensornet(*evaluate, cwd=tmp_path, code=1)
+    (row,) = json.loads(tensornet("--import", "mine", *evaluate, cwd=tmp_path))
+    assert row["value"] == trained["value"]
+    merge = ("merge", "out/tasks/folders", "--data", data_root, "--out", "m.safetensors")
+    assert named in tensornet(*merge, cwd=tmp_path, code=1)
+    tensornet("--import", "mine", *merge, cwd=tmp_path)
+    assert '"own"' in tensornet("--import", "mine", "inspect", "out/tasks/folders", "--json", cwd=tmp_path)
+
+
+def test_modules_that_cannot_be_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    assert "as an import statement does: mine; got mine.py" in refused("--import", "mine.py", "inspect", tmp_path)
+    assert "the module absent_module cannot be imported" in refused("--import", "absent_module", "inspect", tmp_path)
+    assert "broken_module cannot be imported: ZeroDivisionError" in refused("--import", "broken_module", "inspect", tmp_path)
+    assert str(tmp_path) not in sys.path
+
+
 def test_python_backbone_and_full_fine_tuning(data_root, tmp_path):
     (tmp_path / "beside.py").write_text((HUB / "hubconf.py").read_text())
     (tmp_path / "nets.py").write_text("def tiny():\n    import beside\n\n    return beside.tiny()\n")
@@ -267,8 +307,7 @@ def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
     (tmp_path / "r.toml").write_text(text.replace('name = "parquet"', 'name = "../parquet"'))
     said = refused("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out")
     for words in (
-        "line 8: adapt: rank",
-        "rank must be a positive int",
+        "line 8: adapt.rank: rank must be a positive int",
         "line 10",
         "greater than 0",
         "unknown key",
@@ -277,7 +316,37 @@ def test_every_mistake_of_a_recipe_at_once_with_its_line(data_root, tmp_path):
     ):
         assert words in said, said
     assert "cannot name a task" in said
+    assert "tasks: " not in said, "there are tasks, with mistakes"
     assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_of_the_config_of_variants_and_of_settings_are_told_where_they_are(tmp_path):
+    changed = """
+[variants.a]
+adapt = { decomposition = "pc", rank = 0, targts = "x" }
+train = { lr = -1.0 }
+[variants.b.adapt.layers]
+"layer1.*" = { rank = 2, budget = 0.1 }
+'conv' = "tuker"
+[variants.c.adapt]
+rank = 3
+budget = 0.5
+"""
+    (tmp_path / "r.toml").write_text(RECIPE + changed)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(tmp_path / "r.toml"), ["train.epochs=-3"])
+    first, both = RECIPE.count("\n") + 1, "give a rank or a budget, not both"
+    own = "One of your own is known once its module is imported: tensornet --import MODULE."
+    assert caught.value.problems == (
+        f"line {first + 2}: variants.a.adapt.decomposition: unknown decomposition 'pc'. Did you mean 'cp'? {own}",
+        f"line {first + 2}: variants.a.adapt.rank: rank must be a positive int or a tuple of them; got 0",
+        f"line {first + 2}: variants.a.adapt.targts: unknown setting 'targts'. Did you mean 'targets' or 'layers'?",
+        "--set train.epochs: Input should be greater than 0; got -3",
+        f"line {first + 3}: variants.a.train.lr: Input should be greater than 0; got -1.0",
+        f'line {first + 5}: variants.b.adapt.layers."layer1.*": {both}; got rank=2 and budget=0.1',
+        f"line {first + 6}: variants.b.adapt.layers.conv: unknown decomposition 'tuker'. Did you mean 'tucker'? {own}",
+        f"line {first + 7}: variants.c.adapt: {both}; got rank=3 and budget=0.5",
+    )
 
 
 @pytest.mark.parametrize(
@@ -431,7 +500,10 @@ def test_every_mistake_of_a_recipe_with_its_own_line(data_root, tmp_path):
     (tmp_path / "r.toml").write_text("\ufeff" + text, "utf-8")  # as some editors begin a file
     said = refused("train", tmp_path / "r.toml", "--out", tmp_path / "out")
     lines = text.splitlines()
-    for key, words in (("decomposition", "adapt: unknown decomposition 'pc'"), ("epochs", "train.epochs: Input should be")):
+    for key, words in (
+        ("decomposition", "adapt.decomposition: unknown decomposition 'pc'"),
+        ("epochs", "train.epochs: Input should be"),
+    ):
         number = next(i for i, line in enumerate(lines, 1) if line.startswith(key))
         assert f"line {number}: {words}" in said
     (tmp_path / "r.toml").write_text(RECIPE)

@@ -154,8 +154,21 @@ def test_a_recipe_with_other_tasks_or_variants_adds_to_a_folder(train, tmp_path)
     ran(*train(('name = "folders"\ndata', 'name = "third"\ndata'), added="[variants.a]\n"), "--task", "third")
     assert rows(out)[:2] == [("a", "folders", 0), ("a", "third", 0)]
     assert len(rows(out)) == 4
-    evaluated = json.loads(ran("evaluate", out, "--data", tmp_path / "data", "--json"))
-    assert {(row["variant"], row["task"], row["seed"]) for row in evaluated} == set(rows(out))
+    evaluate = ("evaluate", out, "--data", tmp_path / "data", "--json")
+
+    def evaluated(*picks):
+        return {(row["variant"], row["task"], row["seed"]) for row in json.loads(ran(*evaluate, *picks))}
+
+    assert evaluated() == set(rows(out))
+    assert evaluated("--variant", "a") == {("a", "folders", 0), ("a", "third", 0)}
+    assert evaluated("--variant", "b", "--task", "parquet", "--seed", 0) == {("b", "parquet", 0)}
+    assert "no trained tasks yet of those that were asked for" in refused(*evaluate, "--variant", "a", "--task", "more")
+    assert "there is no variant 'c'" in refused(*evaluate, "--variant", "c")
+    assert "there is no seed 7" in refused(*evaluate, "--seed", 7)
+    sweep = ("prune", "--sweep", out, "--data", tmp_path / "data", "--threshold", 0, "--json")
+    points = json.loads(ran(*sweep, "--variant", "a", "--task", "third"))
+    assert [(point["variant"], point["task"]) for point in points] == [("a", "third")]
+    assert "there is no task 'second'" in refused(*sweep, "--task", "second")
 
 
 def test_a_seed_more_adds_to_a_folder(train, tmp_path):
@@ -179,7 +192,7 @@ def test_other_settings_never_drop_a_result(train, tmp_path):
     assert [recorded_recipes(out)[name].train.lr for name in "ab"] == [2e-2, 1e-2]
     recorded = (out / "recipe.json").read_text()
     (out / "recipe.json").write_text(recorded.replace('"cp"', '"mine"'))
-    with pytest.raises(RecipeError, match=r"its recipe.json cannot be used here: adapt: unknown decomposition 'mine'\. \S"):
+    with pytest.raises(RecipeError, match=r"cannot be used here: adapt.decomposition: unknown decomposition 'mine'\. \S"):
         recorded_recipes(out)
     (out / "recipe.json").write_text("{")
     with pytest.raises(RecipeError, match="is not a folder that 'tensornet train' wrote"):

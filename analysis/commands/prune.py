@@ -30,7 +30,9 @@ def prune(
         float | None, typer.Option(help="Norm layers that changed less become the backbone's again; 0.05 is 5 %.")
     ] = None,
     sweep: Annotated[Path | None, typer.Option(help="Test all tasks of this run at many thresholds.")] = None,
+    only: Annotated[list[str], typer.Option("--task", help="With --sweep: only this task. May be repeated.")] = [],  # noqa: B006
     variant: Annotated[list[str], typer.Option(help="With --sweep: only this variant. May be repeated.")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="With --sweep: only this seed. May be repeated.")] = [],  # noqa: B006
     reestimate: Annotated[
         bool, typer.Option("--reestimate", help="With --sweep: also with batch-norm statistics estimated anew.")
     ] = False,
@@ -54,11 +56,11 @@ def prune(
         given = [name for name, value in extra.items() if value is not None]
         if given:
             raise ConfigError(f"a sweep is over thresholds; leave out {', '.join(given)}")
-        _sweep(sweep, out, threshold, kind, variant, reestimate, data, csv, json)
+        _sweep(sweep, out, threshold, kind, only, variant, seed, reestimate, data, csv, json)
         return
     assert task is not None
-    if variant or reestimate:
-        raise ConfigError("--variant and --reestimate are for --sweep")
+    if only or variant or seed or reestimate:
+        raise ConfigError("--task, --variant, --seed and --reestimate are for --sweep")
     if out is None:
         raise ConfigError("--out says where the smaller task goes")
     if len(threshold) > 1:
@@ -137,7 +139,9 @@ def _sweep(
     out: Path | None,
     thresholds: list[float],
     kind: Kind,
+    task: list[str],
     variant: list[str],
+    seed: list[int],
     reestimate: bool,
     data: Path,
     csv: Path | None,
@@ -156,7 +160,8 @@ def _sweep(
     whole = [name for name in variant if name in recorded and name not in adapted]
     if whole:
         raise ConfigError(f"variant {whole[0]!r} trained whole networks, which have no deltas to remove")
-    grid = Grid(recorded, data, run, trained_tasks(recorded, run), variant or adapted)
+    variant = variant or adapted
+    grid = Grid(recorded, data, run, trained_tasks(recorded, run, task, variant, seed), variant, seed)
     table = sweep(grid, thresholds or None, kind, reestimate=reestimate, before=say)
     if csv is not None:
         write_file(csv, table.to_csv(index=False))

@@ -26,6 +26,8 @@ def evaluate(
         list[Path],
         typer.Option(help="Test this task folder instead, such as one that was pruned. May be repeated."),
     ] = [],  # noqa: B006
+    variant: Annotated[list[str], typer.Option(help="Only this variant. May be repeated.")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Only this seed. May be repeated.")] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Load every saved task of a run into the one backbone of its variant and test it on its test split.
@@ -36,7 +38,7 @@ def evaluate(
     from tensornet.training.recorded import recorded_recipes
 
     recipes = recorded_recipes(run)
-    rows = _folders(recipes, folder, run, data, task) if folder else _run(recipes, run, data, task)
+    rows = _folders(recipes, folder, run, data, task, variant) if folder else _run(recipes, run, data, task, variant, seed)
     if json:
         print_json(rows)
         return
@@ -54,7 +56,7 @@ def evaluate(
 
 
 def _folders(
-    recipes: dict[str, Recipe], folders: list[Path], run: Path, data: Path, task: list[str]
+    recipes: dict[str, Recipe], folders: list[Path], run: Path, data: Path, task: list[str], variant: list[str]
 ) -> list[dict[str, Any]]:
     """The results of task folders, each on the data of the run's task of its name, or all on the one that is given."""
     from tensornet.errors import ConfigError, DataError
@@ -65,7 +67,7 @@ def _folders(
         raise ConfigError(f"--folder is tested on the data of one task; got --task {', --task '.join(task)}")
     files = {folder: read_task(folder) for folder in folders}
     names = {folder: task[0] if task else file.name for folder, file in files.items()}
-    grid = Grid(recipes, data, run, list(dict.fromkeys(names.values())))
+    grid = Grid(recipes, data, run, list(dict.fromkeys(names.values())), variant)
     runs = {one.task.name: one for one in reversed(grid.runs)}  # the first of each
     networks: dict[str, AdaptedNetwork] = {}
     rows = []
@@ -79,18 +81,18 @@ def _folders(
     return rows
 
 
-def _run(recipes: dict[str, Recipe], run: Path, data: Path, task: list[str]) -> list[dict[str, Any]]:
+def _run(
+    recipes: dict[str, Recipe], run: Path, data: Path, task: list[str], variant: list[str], seed: list[int]
+) -> list[dict[str, Any]]:
     """The results of what a run has trained."""
-    from tensornet.errors import TaskFileError
     from tensornet.training.grid import Grid
     from tensornet.training.recorded import trained_tasks, without_network
-    from tensornet.training.run import every_run
+    from tensornet.training.run import every_run, picked
 
-    for one in without_network(every_run(recipes), run):
-        if not task or one.task.name in task:
-            lost = f"left out: {one.label} has a result, but its network {one.network(run)} is gone"
-            say(lost)
-    grid = Grid(recipes, data, run, task or trained_tasks(recipes, run))
+    for one in without_network(picked(every_run(recipes), task, variant, seed), run):
+        lost = f"left out: {one.label} has a result, but its network {one.network(run)} is gone"
+        say(lost)
+    grid = Grid(recipes, data, run, trained_tasks(recipes, run, task, variant, seed), variant, seed)
     networks: dict[str, AdaptedNetwork] = {}
     rows: list[dict[str, Any]] = []
     for one in grid.runs:
@@ -99,8 +101,6 @@ def _run(recipes: dict[str, Recipe], run: Path, data: Path, task: list[str]) -> 
             grid.check_classes(one)
             net = _with_task(grid, networks, one, written) if written.is_dir() else grid.trained(one)
             rows.append(_tested(grid, one, net))
-    if not rows:
-        raise TaskFileError(f"{run} holds no trained tasks yet")
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,17 +13,6 @@ from tensornet.network import AdaptedNetwork
 from tensornet.outputs import logits
 from tensornet.training.adapting import fresh_head, peer_network
 from tensornet.training.recipe import Recipe
-
-
-def unknown(recipes: Mapping[str, Recipe], tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """What is wrong with names and seeds that were picked: those that no recipe has."""
-    known = {task.name for recipe in recipes.values() for task in recipe.tasks}
-    drawn = sorted({seed for recipe in recipes.values() for seed in recipe.train.seeds})
-    return [
-        *(f"there is no task {name!r}; there is {', '.join(sorted(known))}" for name in tasks if name not in known),
-        *(f"there is no variant {name!r}. {near(name, recipes)}" for name in variants if name not in recipes),
-        *(f"there is no seed {seed}; train.seeds has {drawn}" for seed in seeds if seed not in drawn),
-    ]
 
 
 def nowhere(out: Path) -> list[str]:
@@ -70,9 +59,10 @@ def why_not_taught(variant: str, recipes: Mapping[str, Recipe]) -> str | None:
     if how is None:
         return None
     name = how.teacher
-    where, teacher = f"variant {variant}: train.distill.teacher", recipes.get(name)
+    where, teacher = f"{f'variant {variant}: ' if variant else ''}train.distill.teacher", recipes.get(name)
     if teacher is None:
-        return f"{where}: there is no variant {name!r}. {near(name, recipes)}"
+        known = near(name, recipes) if variant else 'The recipe has none, and "full" is always there.'
+        return f"{where}: there is no variant {name!r}. {known}"
     if teacher.train.distill is not None or teacher.train.method not in ("adapt", "full"):
         return f"{where}: {name!r} has a teacher itself or is a peer's; choose a variant that adapts or is full"
     if (teacher.backbone, teacher.input) != (recipe.backbone, recipe.input):

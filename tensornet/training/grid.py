@@ -20,10 +20,10 @@ from tensornet.errors import DataError, NonFiniteError, RecipeError, TensornetEr
 from tensornet.network import AdaptedNetwork, adapt
 from tensornet.training.adapting import Row, result, save_network, saved_network, train_task
 from tensornet.training.batches import as_trained
-from tensornet.training.checks import nowhere, try_image, unknown, why_not_taught
+from tensornet.training.checks import nowhere, try_image, why_not_taught
 from tensornet.training.recipe import Recipe, TaskEntry
 from tensornet.training.recorded import read_row, together
-from tensornet.training.run import Run, every_run
+from tensornet.training.run import Run, every_run, picked, unknown
 from tensornet.training.table import markdown, scored_on, table
 
 
@@ -57,13 +57,7 @@ class Grid:
         self._splits: dict[TaskEntry, tuple[Split, Split]] = {}
         self._hashes: dict[TaskEntry | str, str] = {}
         self._images: tuple[tuple[TaskEntry, int, float], tuple[Images, Images]] | None = None
-        self.runs = [
-            run
-            for run in every_run(recipes)
-            if (not only or run.task.name in only)
-            and (not variants or run.variant in variants)
-            and (not seeds or run.seed in seeds)
-        ]
+        self.runs = picked(every_run(recipes), only, variants, seeds)
         self._check(only, variants, seeds)
 
     def _check(self, only: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> None:

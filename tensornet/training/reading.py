@@ -10,13 +10,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tensornet.assignments import read_assignment
 from tensornet.config import read_layers
-from tensornet.errors import ConfigError, RecipeError, TensornetError, near
+from tensornet.errors import ConfigError, RecipeError, TensornetError
 from tensornet.names import check_task_name
-from tensornet.training.recipe import FULL, Backbone, Distill, Input, Rates, Recipe, TaskEntry, Train
+from tensornet.training.mistakes import Sources
+from tensornet.training.recipe import FULL, Recipe
 
 _FOLDERS = ("tasks", "models", "runs", "checkpoints")
 
@@ -50,39 +51,37 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(source, [str(error)]) from None
-    lines = _lines(text)
     variants = data.get("variants", {})
     problems: list[str] = []
     recipes: dict[str, Recipe] = {}
     changes = _settings(settings, problems)
+    sources = Sources(text, variants, changes)
     home = Path(source).parent if Path(source).suffix == ".toml" else Path()
     for table in (data, *(variants.values() if isinstance(variants, dict) else ())):
         _read_plan(table, home, problems)
     for change in changes:
         _read_plan(change, Path(), problems)
     if not isinstance(variants, dict):
-        problems.append(f"{_at(lines, ('variants',), '')}variants: a table of variants was expected; got {variants!r}")
+        problems.append(f"{sources.named(('variants',))}: a table of variants was expected; got {variants!r}")
     for name, change in variants.items() if isinstance(variants, dict) and variants else [("", {})]:
         merged = copy.deepcopy({key: value for key, value in data.items() if key != "variants"})
         if name:
             try:
                 check_task_name(name)
             except TensornetError as error:
-                problems.append(f"variants.{name}: {error}")
+                problems.append(f"{sources.named(('variants', name))}: {error}")
             if name in _FOLDERS or re.fullmatch(r"seed-\d+", name):
-                problems.append(f"variants.{name}: a run has a folder of that name; choose another")
+                problems.append(f"{sources.named(('variants', name))}: a run has a folder of that name; choose another")
         for one in (change, *changes):
             if isinstance(one, dict):
                 _displace(merged.get("adapt"), one.get("adapt"))
                 _overlay(merged, one)
             else:
-                problems.append(f"variants.{name}: a table of changes was expected; got {one!r}")
+                problems.append(f"{sources.named(('variants', name))}: a table of changes was expected; got {one!r}")
         try:
             recipes[name] = Recipe.model_validate(merged)
         except ValidationError as error:
-            problems += _sentences(error, lines, name)
-        except TensornetError as error:
-            problems.append(f"{_at(lines, ('adapt',), name)}adapt: {error}")
+            problems += sources.sentences(error, name)
     if problems:
         raise RecipeError(f"recipe {source}", list(dict.fromkeys(problems)))
     taught = [recipe for recipe in recipes.values() if recipe.train.distill and recipe.train.distill.teacher == FULL]
@@ -149,57 +148,3 @@ def _displace(below: object, above: object) -> None:
             below.pop(other, None)
     for key, value in above.items():
         _displace(below.get(key), value)
-
-
-def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """The line of every key, by its dotted path; entries of `[[tasks]]` are numbered."""
-    found: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    counts: dict[tuple[str, ...], int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*(\[\[?)\s*([\w.\" -]+?)\s*\]\]?", line)
-        key = re.match(r"\s*([\w.\"-]+)\s*=", line)
-        if header:
-            table = tuple(part.strip(' "') for part in header[2].split("."))
-            if header[1] == "[[":
-                counts[table] = counts.get(table, -1) + 1
-                table = (*table, str(counts[table]))
-            found[table] = number
-        elif key:
-            found[(*table, *(part.strip('"') for part in key[1].split(".")))] = number
-    return found
-
-
-def _at(lines: Mapping[tuple[str, ...], int], path: tuple[str, ...], variant: str) -> str:
-    for length in range(len(path), 0, -1):
-        for prefix in (("variants", variant), ()):
-            if (*prefix, *path[:length]) in lines:
-                return f"line {lines[(*prefix, *path[:length])]}: "
-    return ""
-
-
-_TABLES: Mapping[str, type[BaseModel]] = {
-    "backbone": Backbone,
-    "input": Input,
-    "train": Train,
-    "train.rates": Rates,
-    "train.distill": Distill,
-    "tasks": TaskEntry,
-}
-
-
-def _sentences(error: ValidationError, lines: Mapping[tuple[str, ...], int], variant: str) -> list[str]:
-    sentences = []
-    for mistake in error.errors():
-        path = tuple(str(part) for part in mistake["loc"])
-        said = mistake["msg"].removeprefix("Value error, ")
-        if mistake["type"] == "extra_forbidden":
-            names = ".".join(part for part in path[:-1] if not part.isdigit())
-            known = _TABLES.get(names, Recipe).model_fields
-            said = f"unknown key. {near(path[-1], known, limit=20)}"
-        elif mistake["type"] != "missing" and not isinstance(mistake["input"], dict):
-            said += f"; got {mistake['input']!r}"
-        # a config is checked as a whole, and names what is wrong
-        named = [key for key in mistake["input"] if key in said] if path == ("adapt",) else []
-        sentences.append(f"{_at(lines, (*path, *named[:1]), variant)}{'.'.join(path)}: {said}")
-    return sentences

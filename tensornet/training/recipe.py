@@ -20,7 +20,6 @@ from pydantic import (
 
 from tensornet.backbones import HEADLESS, class_and_checkpoint
 from tensornet.config import AdaptConfig
-from tensornet.errors import UnknownNameError
 from tensornet.names import check_task_name
 
 
@@ -209,10 +208,8 @@ class Recipe(_Table):
     @field_validator("adapt")
     @classmethod
     def _is_a_config(cls, adapt: dict[str, Any]) -> dict[str, Any]:
-        try:
-            AdaptConfig.from_dict(adapt)
-        except UnknownNameError as error:
-            raise ValueError(str(error)) from None  # a KeyError would keep the other mistakes from being found
+        if wrong := AdaptConfig.mistakes(adapt):
+            raise ValueError(wrong[0][1])
         return adapt
 
     @property

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from tensornet.errors import RecipeError, TaskFileError
+from tensornet.training.mistakes import dotted, mistakes
 from tensornet.training.recipe import Recipe, TaskEntry
-from tensornet.training.run import Run, every_run
+from tensornet.training.run import Run, every_run, picked, unknown
 
 
 def recorded_recipes(out: Path) -> dict[str, Recipe]:
@@ -24,21 +25,32 @@ def recorded_recipes(out: Path) -> dict[str, Recipe]:
         data = json.loads((out / "recipe.json").read_text())
         return {name: Recipe.model_validate(recipe) for name, recipe in data.items()}
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        found = [f"{dotted(path)}: {said}" for path, said in mistakes(error)]
         raise RecipeError(str(out), [f"its recipe.json cannot be used here: {'; '.join(found)}"]) from None
     except (OSError, ValueError) as error:
         raise RecipeError(str(out), [f"it is not a folder that 'tensornet train' wrote: {error}"]) from None
 
 
-def trained_tasks(recipes: Mapping[str, Recipe], out: Path) -> list[str]:
-    """The names of the tasks of which ``out`` holds a trained network.
+def trained_tasks(
+    recipes: Mapping[str, Recipe],
+    out: Path,
+    tasks: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> list[str]:
+    """The names of the tasks of which ``out`` holds a trained network, one of those that were asked for.
 
     Raises:
+        RecipeError: a name or a seed that no recipe has.
         TaskFileError: there is none.
     """
-    names = list(dict.fromkeys(run.task.name for run in every_run(recipes) if run.network(out).exists()))
+    if wrong := unknown(recipes, tasks, variants, seeds):
+        raise RecipeError(str(out), wrong)
+    runs = picked(every_run(recipes), tasks, variants, seeds)
+    names = list(dict.fromkeys(run.task.name for run in runs if run.network(out).exists()))
     if not names:
-        raise TaskFileError(f"{out} holds no trained tasks yet")
+        asked = "" if not (tasks or variants or seeds) else " of those that were asked for"
+        raise TaskFileError(f"{out} holds no trained tasks yet{asked}")
     return names
 
 

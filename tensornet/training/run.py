@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tensornet.errors import near
 from tensornet.training.recipe import Distill, Recipe, TaskEntry
 
 _REVISION = 2
@@ -66,6 +67,28 @@ def every_run(recipes: Mapping[str, Recipe]) -> Iterator[Run]:
         for seed in recipe.train.seeds:
             for task in recipe.tasks:
                 yield Run(recipe, variant, task, seed, _teachers(recipes, recipe.train.distill, task, seed))
+
+
+def unknown(recipes: Mapping[str, Recipe], tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """What is wrong with names and seeds that were picked: those that no recipe has."""
+    known = {task.name for recipe in recipes.values() for task in recipe.tasks}
+    drawn = sorted({seed for recipe in recipes.values() for seed in recipe.train.seeds})
+    return [
+        *(f"there is no task {name!r}; there is {', '.join(sorted(known))}" for name in tasks if name not in known),
+        *(f"there is no variant {name!r}. {near(name, recipes)}" for name in variants if name not in recipes),
+        *(f"there is no seed {seed}; train.seeds has {drawn}" for seed in seeds if seed not in drawn),
+    ]
+
+
+def picked(runs: Iterable[Run], tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """Those of some runs that were asked for; of what nothing is said of, all."""
+    return [
+        run
+        for run in runs
+        if (not tasks or run.task.name in tasks)
+        and (not variants or run.variant in variants)
+        and (not seeds or run.seed in seeds)
+    ]
 
 
 def _teachers(recipes: Mapping[str, Recipe], how: Distill | None, task: TaskEntry, seed: int) -> tuple[Run, ...]:
