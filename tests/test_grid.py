@@ -184,7 +184,7 @@ def test_other_settings_never_drop_a_result(train, tmp_path):
     ran(*train(added=both), "--task", "folders", "--variant", "a")
     changed = train(("lr = 2e-2", "lr = 1e-2"), added=both)
     said = refused(*changed, "--task", "parquet")
-    assert "results of variant a were made with other settings" in said
+    assert "results of variant a were made with other settings (train.lr was 0.02 and is 0.01): choose" in said
     assert f"delete {out}/runs/a" in said
     assert not (out / "runs/a/parquet").exists()
     ran(*changed, "--task", "folders", "--variant", "b")
@@ -214,8 +214,9 @@ def test_a_task_whose_data_are_elsewhere_now_stays_what_it_was(train, data, tmp_
 def test_no_advice_takes_results_of_others_away(train, tmp_path):
     ran(*train(), "--task", "folders")
     ran(*train(added="[variants.a]\n"), "--task", "folders")
-    said = refused(*train(("lr = 2e-2", "lr = 1e-2")), "--task", "parquet")
-    assert said.endswith("results of this recipe were made with other settings: choose another --out")
+    said = refused(*train(("rank = 2", "rank = 3"), ("pad = 1\n", "")), "--task", "parquet")
+    changed = "adapt.rank was 2 and is 3, train.pad was 1 and is 0"
+    assert said.endswith(f"results of this recipe were made with other settings ({changed}): choose another --out")
 
 
 def test_names_that_a_seed_needs_are_no_variants(train):

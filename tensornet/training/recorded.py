@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> di
         if name in wanted:
             what = f"variant {name}" if name else "this recipe"
             advice = "choose another --out" + (f", or delete {out / 'runs' / name} to run it again" if name else "")
-            raise RecipeError(str(out), [f"results of {what} were made with other settings: {advice}"])
+            changed = ", ".join(_changes(_settings(recipe).model_dump(), _settings(now).model_dump()))
+            raise RecipeError(str(out), [f"results of {what} were made with other settings ({changed}): {advice}"])
         found[name] = recipe
     return found
 
@@ -110,6 +111,16 @@ def _with_results(out: Path, recipes: Mapping[str, Recipe], variant: str) -> set
 def _settings(recipe: Recipe) -> Recipe:
     """A recipe without what its runs differ in."""
     return recipe.model_copy(update={"tasks": (), "train": recipe.train.model_copy(update={"seeds": ()})})
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], table: tuple[str, ...] = ()) -> Iterator[str]:
+    """What differs between two recipes, key by key."""
+    for key in dict.fromkeys((*before, *now)):
+        was, is_now, path = before.get(key), now.get(key), (*table, key)
+        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            yield from _changes(was, is_now, path)
+        elif was != is_now:
+            yield f"{dotted(path)} was {was!r} and is {is_now!r}"
 
 
 def _joined(before: Recipe, now: Recipe, held: Container[TaskEntry]) -> Recipe:
