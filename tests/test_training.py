@@ -1,5 +1,6 @@
 """What recipes can say of training, each beside what it should do."""
 
+import copy
 import json
 import shutil
 import sys
@@ -490,6 +491,27 @@ def test_a_start_from_a_teacher_is_the_teacher_at_full_rank(decomposition, net, 
                 assert torch.isclose(factor.norm(), torch.tensor(initial_norm(module, name)), rtol=1e-3)
 
 
+def test_a_start_from_teachers_is_their_mean_at_full_rank(net, images):
+    teachers = [
+        train_task(net, f"teacher {seed}", *images, settings(method="full"), IMAGE, seed, progress=False).model
+        for seed in range(3)
+    ]
+    mean = copy.deepcopy(teachers[0])
+    with torch.no_grad():
+        for name, own in mean.state_dict().items():
+            if own.is_floating_point():
+                own.copy_(sum(teacher.state_dict()[name] for teacher in teachers) / 3)
+    net.add_task("student", nn.Linear(32, 2), tn.AdaptConfig("cp", rank=48, scale=0.5))
+    net.set_task("student")
+    how = settings(start="teachers", distill={"teacher": "any", "seeds": [0, 1, 2]})
+    begin(net, "student", images[0], how, IMAGE, 0, teachers)
+    x = torch.randn(4, 3, 12, 12)
+    with torch.no_grad():
+        y = net.eval()(x)
+        assert torch.allclose(y, mean.eval()(x), atol=1e-3)
+        assert not torch.allclose(y, teachers[0].eval()(x), atol=1e-2)
+
+
 def test_a_start_from_a_teacher_brings_full_fine_tuning(data_root, tmp_path):
     text = (data_root / "recipe.toml").read_text()
     (tmp_path / "r.toml").write_text(text.replace("epochs = 6", 'epochs = 6\nstart = "teacher"'))
@@ -510,6 +532,9 @@ def test_a_start_from_a_teacher_brings_full_fine_tuning(data_root, tmp_path):
 def test_a_start_from_a_teacher_is_of_deltas():
     with pytest.raises(ValueError, match='needs the method "adapt"'):
         settings(start="teacher", method="peft-lora", distill={"teacher": "any"})
+    for few in ({}, {"distill": {"teacher": "any"}}, {"distill": {"teacher": "any", "seeds": [1]}}):
+        with pytest.raises(ValueError, match='start = "teachers" needs several'):
+            settings(start="teachers", **few)
 
 
 def test_a_setting_that_reaches_every_variant_makes_full_fine_tuning_the_teacher_of_the_others(data_root, tmp_path):

@@ -107,6 +107,9 @@ FULL = "full"
 SOFTLY = {"teacher": FULL, "weight": 1.0, "temperature": 4.0}
 """`[train.distill]` where a recipe says no more than `start = "teacher"`: see docs/results.md."""
 
+TAUGHT = ("teacher", "teachers")
+"""Values of `start` that say where factors come from: what the first teacher learnt, or the mean of what all did."""
+
 
 class Train(_Table):
     """`[train]`: how each task is trained.
@@ -123,7 +126,7 @@ class Train(_Table):
     lr: PositiveFloat
     rates: Rates = Rates()
     head: Literal["random", "probe"] = "random"
-    start: Literal["random", "backbone", "gradients", "teacher"] = "random"
+    start: Literal["random", "backbone", "gradients", "teacher", "teachers"] = "random"
     weight_decay: NonNegativeFloat = 0.0
     delta_decay: NonNegativeFloat = 0.0
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -146,7 +149,7 @@ class Train(_Table):
     @model_validator(mode="before")
     @classmethod
     def _names_the_teacher_it_starts_from(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("start") != "teacher":
+        if not isinstance(given, Mapping) or given.get("start") not in TAUGHT:
             return given
         if given.get("method") == "full":  # the teacher itself, where a setting reaches every variant
             return {key: value for key, value in given.items() if key != "start"}
@@ -161,8 +164,10 @@ class Train(_Table):
 
     @model_validator(mode="after")
     def _can_start_from_a_teacher(self) -> Train:
-        if self.start == "teacher" and self.method != "adapt":
-            raise ValueError('start = "teacher" needs the method "adapt"')
+        if self.start in TAUGHT and self.method != "adapt":
+            raise ValueError(f'start = "{self.start}" needs the method "adapt"')
+        if self.start == "teachers" and len(self.distill.seeds if self.distill else ()) < 2:
+            raise ValueError('start = "teachers" needs several: distill = { teacher = "full", seeds = [0, 1, 2] }')
         return self
 
 

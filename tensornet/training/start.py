@@ -17,7 +17,7 @@ from tensornet.gradients import weight_gradients
 from tensornet.network import AdaptedNetwork
 from tensornet.task import Task
 from tensornet.training.batches import as_tested
-from tensornet.training.recipe import Input, Train
+from tensornet.training.recipe import TAUGHT, Input, Train
 
 GRADIENT_BATCHES = 16
 """Batches whose gradients are added up."""
@@ -43,11 +43,12 @@ def begin(
         settings: `head` and `start` are read; a teacher's head is taken whatever `head` says.
         image: of the recipe.
         seed: of the order of the images and of the decompositions.
-        teachers: where `start` says "teacher", plain copies of the backbone that were trained on the task; the first counts.
+        teachers: where `start` says "teacher" or "teachers", plain copies of the backbone that were trained on the task: the
+            first counts, or all.
     """
     task = net[name]
-    if settings.start == "teacher":
-        take_teacher(net, task, teachers[0], seed)
+    if settings.start in TAUGHT:
+        take_teachers(net, task, teachers if settings.start == "teachers" else teachers[:1], seed)
         return
     if settings.head == "probe":
         assert isinstance(task.head, nn.Linear)
@@ -120,16 +121,20 @@ def take_factors(task: Task, tensors: Mapping[str, Tensor], seed: int) -> None:
                     factor.copy_(found.factors()[name] * (initial_norm(module, name) / norm))
 
 
-def take_teacher(net: AdaptedNetwork, task: Task, teacher: nn.Module, seed: int) -> None:
-    """Deltas as close to those of the ``teacher`` as their ranks allow, and its norm layers and head."""
+def take_teachers(net: AdaptedNetwork, task: Task, teachers: Sequence[nn.Module], seed: int) -> None:
+    """Deltas as close as their ranks allow to the mean of those of ``teachers``; norms and head are means too.
+
+    Networks that were fine-tuned from the same weights can be averaged, and the mean often generalises better than each
+    (Wortsman et al., 2022, arXiv 2203.05482).
+    """
     deltas = {}
     for plan, _ in task.tensors():
         for target in (member.target for member in plan.fold.members):
             weight = net.backbone.get_submodule(target.module)._parameters[target.parameter]
             assert weight is not None
             wide = torch.promote_types(weight.dtype, torch.float32)
-            tuned = teacher.get_parameter(f"{target.module}.{target.parameter}").to(weight.device, wide)
-            deltas[target.name] = (tuned - weight.to(wide)).detach() / plan.scale
+            tuned = [own.get_parameter(f"{target.module}.{target.parameter}").to(weight.device, wide) for own in teachers]
+            deltas[target.name] = (torch.stack(tuned).mean(0) - weight.to(wide)).detach() / plan.scale
     for plan, module in task.tensors():
         found = plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed).factors()
         with torch.no_grad():
@@ -141,9 +146,18 @@ def take_teacher(net: AdaptedNetwork, task: Task, teacher: nn.Module, seed: int)
                     factor.copy_(found[name] * ratio)
             module.factors()[module.zero].copy_(found[module.zero])
     for path, norm in task.own_norms().items():
-        norm.load_state_dict(teacher.get_submodule(path).state_dict())
+        norm.load_state_dict(_mean_state([teacher.get_submodule(path) for teacher in teachers]))
     if task.head is not None and task.head_path is not None:
-        task.head.load_state_dict(teacher.get_submodule(task.head_path).state_dict())
+        task.head.load_state_dict(_mean_state([teacher.get_submodule(task.head_path) for teacher in teachers]))
+
+
+def _mean_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """The mean of state dicts; of what counts, such as the batches that were seen, the first."""
+    states = [module.state_dict() for module in modules]
+    return {
+        key: torch.stack([state[key] for state in states]).mean(0) if first.is_floating_point() else first
+        for key, first in states[0].items()
+    }
 
 
 def initial_norm(module: Decomposition, name: str) -> float:
