@@ -529,10 +529,25 @@ def test_a_start_from_a_teacher_brings_full_fine_tuning(data_root, tmp_path):
         rank_recipes(recipes[""], [1])
 
 
+def test_a_start_from_teachers_brings_three_of_them(data_root, tmp_path):
+    text = (data_root / "recipe.toml").read_text()
+    (tmp_path / "r.toml").write_text(text.replace("epochs = 6", 'epochs = 6\nstart = "teachers"\nmixup = 0.2'))
+    args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--task", "folders")
+    taught, *full = json.loads(ran(*args, "--json"))
+    assert taught["value"] > 0.85
+    assert [(row["variant"], row["seed"]) for row in full] == [("full", 0), ("full", 1), ("full", 2)]
+    recipes = load_recipe(str(tmp_path / "r.toml"))
+    assert recipes[""].train.distill.seeds == (0, 1, 2)
+    assert recipes["full"].train.mixup == 0
+    several = '[variants.one]\ntrain = { start = "teacher" }\n[variants.three]\ntrain = { seeds = [4] }\n'
+    (tmp_path / "r.toml").write_text((tmp_path / "r.toml").read_text() + several)
+    assert load_recipe(str(tmp_path / "r.toml"))["full"].train.seeds == (0, 4, 1, 2)
+
+
 def test_a_start_from_a_teacher_is_of_deltas():
     with pytest.raises(ValueError, match='needs the method "adapt"'):
         settings(start="teacher", method="peft-lora", distill={"teacher": "any"})
-    for few in ({}, {"distill": {"teacher": "any"}}, {"distill": {"teacher": "any", "seeds": [1]}}):
+    for few in ({"distill": {"teacher": "any"}}, {"distill": {"teacher": "any", "seeds": [1]}}):
         with pytest.raises(ValueError, match='start = "teachers" needs several'):
             settings(start="teachers", **few)
 

@@ -86,7 +86,8 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
         raise RecipeError(f"recipe {source}", list(dict.fromkeys(problems)))
     taught = [recipe for recipe in recipes.values() if recipe.train.distill and recipe.train.distill.teacher == FULL]
     if taught and FULL not in recipes:
-        recipes[FULL] = taught[0].full_fine_tuning()
+        wanted = [seed for r in taught if r.train.distill for seed in (*r.train.seeds, *r.train.distill.seeds)]
+        recipes[FULL] = taught[0].full_fine_tuning(wanted)
     return recipes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -106,6 +106,8 @@ FULL = "full"
 """The teacher where a recipe names none; without a variant of that name, `Recipe.full_fine_tuning`."""
 SOFTLY = {"teacher": FULL, "weight": 1.0, "temperature": 4.0}
 """`[train.distill]` where a recipe says no more than `start = "teacher"`: see docs/results.md."""
+BY_THREE = SOFTLY | {"seeds": (0, 1, 2)}
+"""The same of `start = "teachers"`."""
 
 TAUGHT = ("teacher", "teachers")
 """Values of `start` that say where factors come from: what the first teacher learnt, or the mean of what all did."""
@@ -153,7 +155,8 @@ class Train(_Table):
             return given
         if given.get("method") == "full":  # the teacher itself, where a setting reaches every variant
             return {key: value for key, value in given.items() if key != "start"}
-        return given if given.get("distill") is not None else {**given, "distill": SOFTLY}
+        softly = SOFTLY if given["start"] == "teacher" else BY_THREE
+        return given if given.get("distill") is not None else {**given, "distill": softly}
 
     @field_validator("milestones")
     @classmethod
@@ -222,8 +225,11 @@ class Recipe(_Table):
         """`[adapt]` as a config."""
         return AdaptConfig.from_dict(self.adapt)
 
-    def full_fine_tuning(self) -> Recipe:
-        """The same training of a copy of the whole network, at three tenths of the learning rate."""
-        plain = {"start": "random", "distill": None, "rates": Rates(), "delta_decay": 0.0}
-        train = self.train.model_copy(update={**plain, "method": "full", "lr": 0.3 * self.train.lr})
-        return self.model_copy(update={"train": train})
+    def full_fine_tuning(self, seeds: Iterable[int]) -> Recipe:
+        """The same training of a copy of the whole network, with these ``seeds`` after its own, to learn from.
+
+        It has three tenths of the learning rate, and no mixed pairs: who learns from them teaches worse (docs/results.md).
+        """
+        plain = {"start": "random", "distill": None, "rates": Rates(), "delta_decay": 0.0, "mixup": 0.0}
+        own = {"method": "full", "lr": 0.3 * self.train.lr, "seeds": tuple(dict.fromkeys((*self.train.seeds, *seeds)))}
+        return self.model_copy(update={"train": self.train.model_copy(update=plain | own)})
