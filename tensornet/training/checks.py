@@ -71,6 +71,7 @@ def why_not_taught(variant: str, recipes: Mapping[str, Recipe]) -> str | None:
         return f"{where}: {name!r} holds out other images, so that one of the two has trained on what the other is scored on"
     seeds = sorted({*(how.seeds or recipe.train.seeds)} - {*teacher.train.seeds})
     if seeds:
-        return f"{where}: {name!r} is not trained with the seeds {seeds}; its train.seeds are {list(teacher.train.seeds)}"
+        own = list(teacher.train.seeds)
+        return f"{where}: {name!r} is not trained with the seeds {seeds}; its train.seeds are {own}, so add them there"
     tasks = [task.name for task in recipe.tasks if task not in teacher.tasks]
     return f"{where}: {name!r} lacks the tasks {', '.join(tasks)}" if tasks else None
