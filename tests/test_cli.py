@@ -408,6 +408,7 @@ def test_a_task_folder_is_tested_on_the_data_of_a_run(trained_run, data_root, tm
     said = refused("evaluate", trained_run, "--data", data_root, "--folder", tmp_path / "small", "--task", "parquet")
     assert "in this order; the data has" in said
     several = ["--folder", tmp_path / "small", "--task", "folders", "--task", "parquet"]
+    assert "leave out --seed" in refused("evaluate", trained_run, "--folder", tmp_path / "small", "--seed", 0)
     assert "on the data of one task" in refused("evaluate", trained_run, "--data", data_root, *several)
 
 

@@ -35,8 +35,11 @@ def evaluate(
     Whole networks, and networks with a peer's adapters, are tested as they were written. With --folder, tasks of the run's
     backbone that are elsewhere are tested on the test split of the run's task of their name.
     """
+    from tensornet.errors import ConfigError
     from tensornet.training.recorded import recorded_recipes
 
+    if folder and seed:
+        raise ConfigError("--folder tests a task that is elsewhere, whatever its seed; leave out --seed")
     recipes = recorded_recipes(run)
     rows = _folders(recipes, folder, run, data, task, variant) if folder else _run(recipes, run, data, task, variant, seed)
     if json:
