@@ -107,8 +107,7 @@ def write_task(path: str | Path, task: Task, backbone: nn.Module, backbone_name:
     norms = {}
     for plan, _ in task.tensors():
         for member in plan.fold.members:
-            weight = backbone.get_submodule(member.target.module)._parameters[member.target.parameter]
-            assert weight is not None
+            weight = member.target.weight_in(backbone)
             norms[member.target.name] = float(weight.detach().double().norm())
     hashes = dict(identity)
     head_hash = head_fingerprint(backbone, task.head_path) if task.head is None else None

@@ -148,7 +148,7 @@ def fitted_task(
         _check_own(head, backbone, others)  # before anything is loaded into it
     decompositions: list[Decomposition] = []
     for plan, module in file.tensors:
-        weight = _first_weight(plan, backbone)
+        weight = plan.fold.members[0].target.weight_in(backbone)
         own = next(module.parameters())
         fits = own.device == weight.device and own.dtype == weight.dtype
         decompositions.append(module if fits else module.to(weight.device, weight.dtype))
@@ -193,15 +193,8 @@ def new_task(
 
 def new_decomposition(plan: TensorPlan, backbone: nn.Module) -> Decomposition:
     """Factors of a zero tensor, on the device and in the dtype of the weights that it changes."""
-    weight = _first_weight(plan, backbone)
+    weight = plan.fold.members[0].target.weight_in(backbone)
     return plan.cls(plan.shape, plan.rank, device=weight.device, dtype=weight.dtype)
-
-
-def _first_weight(plan: TensorPlan, backbone: nn.Module) -> Tensor:
-    target = plan.fold.members[0].target
-    weight = backbone.get_submodule(target.module)._parameters[target.parameter]
-    assert weight is not None
-    return weight
 
 
 def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path: str | None) -> nn.Module | None:

@@ -184,8 +184,8 @@ def check_finite(backbone: nn.Module, plans: Sequence[TensorPlan]) -> None:
     """
     for plan in plans:
         for member in plan.fold.members:
-            weight = backbone.get_submodule(member.target.module)._parameters[member.target.parameter]
-            if weight is not None and not weight.is_meta and not torch.isfinite(weight).all():
+            weight = member.target.weight_in(backbone)
+            if not weight.is_meta and not torch.isfinite(weight).all():
                 where = f"{member.target.module}: '{member.target.parameter}'"
                 raise NonFiniteError(f"{where} holds NaN or infinity; repair or reload the backbone first")
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
@@ -59,6 +59,12 @@ class Target:
     def names(self) -> tuple[str, ...]:
         """What patterns are matched with: the path of every module that holds this weight, and its own name."""
         return tuple(dict.fromkeys([*(path for path, _ in self.places), self.name]))
+
+    def weight_in(self, backbone: nn.Module) -> Tensor:
+        """The backbone's own weight, whatever task is set."""
+        weight = backbone.get_submodule(self.module)._parameters[self.parameter]
+        assert weight is not None
+        return weight
 
     def modes(self) -> dict[str, int]:
         """The modes of the weight by name: out, in and, for a convolution, kernel (k·k, also where k = 1)."""

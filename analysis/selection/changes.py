@@ -111,7 +111,7 @@ def gradients(
         DataError: there is no batch.
     """
     targets = _targets(network, head)
-    weights = [_weight(network, target) for target in targets]
+    weights = [target.weight_in(network) for target in targets]
     found = weight_gradients(network, weights, batches, loss)
     return [
         Change(target, -gradient, weight.detach(), weight.element_size())
@@ -187,9 +187,3 @@ def _targets_of_file(state: Mapping[str, Tensor], head: str | None) -> list[Targ
     shapes = [tuple(state[f"{path}.weight"].shape) for path in paths]
     every = [Target(p, "weight", s, kernel=len(s) > 2, order=i) for i, (p, s) in enumerate(zip(paths, shapes, strict=True))]
     return [target for target in every if target.module != head]
-
-
-def _weight(network: nn.Module, target: Target) -> Tensor:
-    weight = network.get_submodule(target.module)._parameters[target.parameter]
-    assert weight is not None
-    return weight

@@ -130,8 +130,7 @@ def take_teachers(net: AdaptedNetwork, task: Task, teachers: Sequence[nn.Module]
     deltas = {}
     for plan, _ in task.tensors():
         for target in (member.target for member in plan.fold.members):
-            weight = net.backbone.get_submodule(target.module)._parameters[target.parameter]
-            assert weight is not None
+            weight = target.weight_in(net.backbone)
             wide = torch.promote_types(weight.dtype, torch.float32)
             tuned = [own.get_parameter(f"{target.module}.{target.parameter}").to(weight.device, wide) for own in teachers]
             deltas[target.name] = (torch.stack(tuned).mean(0) - weight.to(wide)).detach() / plan.scale
