@@ -239,6 +239,7 @@ def test_long_and_foreign_names(train, data, tmp_path):
         ("resnet20-gpu", "resnet20-peers", ()),
         ("resnet20-unit", "resnet20-peers", ("train.precision=32-true",)),
         ("resnet20-ablation", "resnet20-ablation", ()),
+        ("resnet20-halves-unit", "resnet20-ablation", ("train.holdout=0.5", "train.precision=32-true")),
         ("resnet20-halves", "resnet20-ablation", ("train.holdout=0.5",)),
         ("resnet20-halves-gpu", "resnet20-ablation", ("train.holdout=0.5",)),
         ("mobilenet-peers", "mobilenet-peers", ()),
