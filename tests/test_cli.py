@@ -331,6 +331,8 @@ train = { lr = -1.0 }
 [variants.c.adapt]
 rank = 3
 budget = 0.5
+[variants.c.adapt.layers."conv[12]\\\\.x"]
+rank = -3
 """
     (tmp_path / "r.toml").write_text(RECIPE + changed)
     with pytest.raises(RecipeError) as caught:
@@ -345,6 +347,7 @@ budget = 0.5
         f"line {first + 3}: variants.a.train.lr: Input should be greater than 0; got -1.0",
         f'line {first + 5}: variants.b.adapt.layers."layer1.*": {both}; got rank=2 and budget=0.1',
         f"line {first + 6}: variants.b.adapt.layers.conv: unknown decomposition 'tuker'. Did you mean 'tucker'? {own}",
+        f'line {first + 10}: variants.c.adapt.layers."conv[12]\\.x": rank must be a positive int or a tuple of them; got -3',
         f"line {first + 7}: variants.c.adapt: {both}; got rank=3 and budget=0.5",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ _TABLES: Mapping[str, type[BaseModel]] = {
     "train.distill": Distill,
     "tasks": TaskEntry,
 }
+_KEY = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[\w-]+)"""
+_DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 
 
 class Sources:
@@ -97,8 +100,8 @@ def _lines(text: str) -> dict[Path, int]:
     table: Path = ()
     counts: dict[Path, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*(\[\[?)\s*([^\]#]+?)\s*\]\]?", line)
-        key = re.match(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=", line)
+        header = re.match(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]", line)
+        key = re.match(rf"\s*({_DOTTED})\s*=", line)
         if header:
             table = _keys(header[2])
             if header[1] == "[[":
@@ -110,9 +113,14 @@ def _lines(text: str) -> dict[Path, int]:
     return found
 
 
-_KEY = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
-
-
 def _keys(dotted: str) -> Path:
-    """The keys of a dotted one; a dot between quotes is a letter."""
-    return tuple(part.strip("\"'") for part in re.findall(_KEY, dotted))
+    """The keys of a dotted one, as TOML reads it; none where it only looks like one, as in a text of many lines."""
+    keys: list[str] = []
+    try:
+        table: Any = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        return ()
+    while isinstance(table, dict):
+        ((key, table),) = table.items()
+        keys.append(key)
+    return tuple(keys)
