@@ -36,6 +36,8 @@ class Choice:
     budget: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.decomposition, str | None):
+            raise ConfigError(f"decomposition must be a name; got {self.decomposition!r}")
         if self.decomposition not in (None, NONE):
             DECOMPOSITIONS.get(self.decomposition)
         if self.rank is not None:
@@ -96,6 +98,8 @@ class AdaptConfig:
             raise ConfigError(f"decomposition must be a name; got {self.decomposition!r}")
         choice = Choice(self.decomposition, self.rank, self.budget)
         set_field(self, "rank", 8 if choice.rank is None and choice.budget is None else choice.rank)
+        if not isinstance(self.folding, str):
+            raise ConfigError(f"folding must be a name; got {self.folding!r}")
         FOLDINGS.get(self.folding)
         for name in ("targets", "exclude", "norms"):
             set_field(self, name, _patterns(name, getattr(self, name)))

@@ -26,12 +26,12 @@ def import_module(name: str) -> None:
     """Import a module for what it registers.
 
     Raises:
-        ConfigError: it cannot be imported, or fails.
+        ConfigError: it cannot be imported, fails, or ends the program, as a script may.
     """
     if name.endswith(".py"):
         raise ConfigError(f"--import takes the name of a module, as an import statement does: {Path(name).stem}; got {name}")
     try:
         with modules_from_here(), redirect_stdout(sys.stderr):  # what it prints is no part of a table or of JSON
             importlib.import_module(name)
-    except Exception as error:  # code of others: whatever it raises is the reason
+    except (Exception, SystemExit) as error:  # code of others: whatever it raises is the reason
         raise ConfigError(f"the module {name} cannot be imported: {type(error).__name__}: {error}") from error

@@ -200,6 +200,8 @@ def test_modules_that_cannot_be_imported(tmp_path, monkeypatch):
     assert "as an import statement does: mine; got mine.py" in refused("--import", "mine.py", "inspect", tmp_path)
     assert "the module absent_module cannot be imported" in refused("--import", "absent_module", "inspect", tmp_path)
     assert "broken_module cannot be imported: ZeroDivisionError" in refused("--import", "broken_module", "inspect", tmp_path)
+    (tmp_path / "a_script.py").write_text("import sys\nsys.exit(0)\n")
+    assert "a_script cannot be imported: SystemExit: 0" in refused("--import", "a_script", "inspect", tmp_path)
     assert str(tmp_path) not in sys.path
 
 
@@ -339,17 +341,42 @@ rank = -3
         load_recipe(str(tmp_path / "r.toml"), ["train.epochs=-3"])
     first, both = RECIPE.count("\n") + 1, "give a rank or a budget, not both"
     own = "One of your own is known once its module is imported: tensornet --import MODULE."
+    ranks = "rank must be a positive int or a tuple of them"
     assert caught.value.problems == (
         f"line {first + 2}: variants.a.adapt.decomposition: unknown decomposition 'pc'. Did you mean 'cp'? {own}",
-        f"line {first + 2}: variants.a.adapt.rank: rank must be a positive int or a tuple of them; got 0",
+        f"line {first + 2}: variants.a.adapt.rank: {ranks}; got 0",
         f"line {first + 2}: variants.a.adapt.targts: unknown setting 'targts'. Did you mean 'targets' or 'layers'?",
         "--set train.epochs: Input should be greater than 0; got -3",
         f"line {first + 3}: variants.a.train.lr: Input should be greater than 0; got -1.0",
         f'line {first + 5}: variants.b.adapt.layers."layer1.*": {both}; got rank=2 and budget=0.1',
         f"line {first + 6}: variants.b.adapt.layers.conv: unknown decomposition 'tuker'. Did you mean 'tucker'? {own}",
-        f'line {first + 10}: variants.c.adapt.layers."conv[12]\\.x": rank must be a positive int or a tuple of them; got -3',
+        f'line {first + 10}: variants.c.adapt.layers."conv[12]\\\\.x": {ranks}; got -3',
         f"line {first + 7}: variants.c.adapt: {both}; got rank=3 and budget=0.5",
     )
+
+
+@pytest.mark.parametrize(
+    ("added", "settings", "said"),
+    [
+        ("", ['adapt.folding=["depth"]'], "--set adapt.folding: folding must be a name; got ['depth']"),
+        ("", ['adapt.layers.a.decomposition=["cp"]'], "--set adapt.layers.a: decomposition must be a name; got ['cp']"),
+        ("[variants.v]\nadapt.layers.a.rank = -3\n", [], "line {1}: variants.v.adapt.layers.a: rank must be a positive int"),
+        ("", ["train.lr.x=3"], "--set train.lr: Input should be a valid number"),
+        ("", ["foo.bar=3"], "--set foo: unknown key"),
+        ('[variants.v]\nadapt.layers = "no.toml"\n', [], "line {1}: variants.v.adapt.layers: "),
+        ("", ["adapt.layers=no.toml"], "--set adapt.layers: no.toml is no plan"),
+        ("[variants.v.variants.x]\nadapt.rank = 1\n", [], "line {0}: variants.v.variants: a variant has no variants"),
+        ('[variants.""]\nadapt.rank = 1\n', [], "line {0}: variants.\"\": '' cannot name a task"),
+        ('[[tasks]]\nname = "folders"\ndata = "x"\n', [], "line 15: tasks: two tasks are called 'folders'"),
+    ],
+)
+def test_where_a_mistake_is(added, settings, said, tmp_path):
+    (tmp_path / "r.toml").write_text(RECIPE + added)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(tmp_path / "r.toml"), settings)
+    first = RECIPE.count("\n") + 1
+    wanted = said.format(first, first + 1)
+    assert [problem for problem in caught.value.problems if problem.startswith(wanted)], caught.value.problems
 
 
 @pytest.mark.parametrize(

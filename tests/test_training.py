@@ -539,6 +539,10 @@ def test_a_start_from_teachers_brings_three_of_them(data_root, tmp_path):
     recipes = load_recipe(str(tmp_path / "r.toml"))
     assert recipes[""].train.distill.seeds == (0, 1, 2)
     assert recipes["full"].train.mixup == 0
+    (tmp_path / "one.toml").write_text(text)
+    sets = ["train.start=teachers", "train.distill.seeds=[0, 5]"]
+    few = load_recipe(str(tmp_path / "one.toml"), sets)[""].train.distill
+    assert few.model_dump() == {"teacher": "full", "seeds": (0, 5), "weight": 1.0, "temperature": 4.0}
     several = '[variants.one]\ntrain = { start = "teacher" }\n[variants.three]\ntrain = { seeds = [4] }\n'
     (tmp_path / "r.toml").write_text((tmp_path / "r.toml").read_text() + several)
     assert load_recipe(str(tmp_path / "r.toml"))["full"].train.seeds == (0, 4, 1, 2)

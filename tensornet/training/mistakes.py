@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -44,13 +45,20 @@ class Sources:
 
     def named(self, path: Path, variant: str = "") -> str:
         """The place of a value, and its name, as a sentence about it begins."""
-        if any(_gives(change, path, whole=True) for change in self._settings):
+        part = ".".join(path) in ("adapt", *_TABLES)  # what is wrong with a table is seldom all of it in one setting
+        if any(_gives(change, path, whole=part) for change in self._settings):
             return f"--set {dotted(path)}"
         if variant and _gives(self._variants[variant], path):
             path = ("variants", variant, *path)
-        found = (self._lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in self._lines)
-        line = next(found, None)
-        return ("" if line is None else f"line {line}: ") + dotted(path)
+        return self._line(path) + dotted(path)
+
+    def _line(self, path: Path) -> str:
+        """The line of a value, of the first part of it, or of the table around it."""
+        for length in range(len(path), 0, -1):
+            for key, line in self._lines.items():
+                if key[:length] == path[:length]:
+                    return f"line {line}: "
+        return ""
 
     def sentences(self, error: ValidationError, variant: str) -> list[str]:
         """Every mistake of a recipe that is made of these."""
@@ -59,7 +67,7 @@ class Sources:
 
 def dotted(path: Path) -> str:
     """Keys as a TOML file has them."""
-    return ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in path)
+    return ".".join(part if re.fullmatch(r"[\w-]+", part) else json.dumps(part, ensure_ascii=False) for part in path)
 
 
 def _gives(change: object, path: Path, whole: bool = False) -> bool:

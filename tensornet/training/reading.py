@@ -57,19 +57,24 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
     changes = _settings(settings, problems)
     sources = Sources(text, variants, changes)
     home = Path(source).parent if Path(source).suffix == ".toml" else Path()
-    for table in (data, *(variants.values() if isinstance(variants, dict) else ())):
-        _read_plan(table, home, problems)
+    for name, table in [("", data), *(variants.items() if isinstance(variants, dict) else ())]:
+        place = sources.named(("adapt", "layers"), name)
+        if why := _read_plan(table, home):
+            problems.append(f"{place}: {why}")
     for change in changes:
-        _read_plan(change, Path(), problems)
+        if why := _read_plan(change, Path()):
+            problems.append(f"--set adapt.layers: {why}")
     if not isinstance(variants, dict):
         problems.append(f"{sources.named(('variants',))}: a table of variants was expected; got {variants!r}")
     for name, change in variants.items() if isinstance(variants, dict) and variants else [("", {})]:
         merged = copy.deepcopy({key: value for key, value in data.items() if key != "variants"})
-        if name:
+        if variants:
             try:
                 check_task_name(name)
             except TensornetError as error:
                 problems.append(f"{sources.named(('variants', name))}: {error}")
+            if isinstance(change, dict) and "variants" in change:
+                problems.append(f"{sources.named(('variants', name, 'variants'))}: a variant has no variants of its own")
             if name in _FOLDERS or re.fullmatch(r"seed-\d+", name):
                 problems.append(f"{sources.named(('variants', name))}: a run has a folder of that name; choose another")
         for one in (change, *changes):
@@ -121,15 +126,16 @@ class _Plan(dict[str, Any]):
     """What a plan says: it takes the place of another plan, and is not mixed with it."""
 
 
-def _read_plan(table: object, folder: Path, problems: list[str]) -> None:
-    """Put what a plan says in place of its path, so that a run records the plan itself."""
+def _read_plan(table: object, folder: Path) -> str:
+    """Put what a plan says in place of its path, so that a run records the plan itself; or say why it cannot be read."""
     adapt = table.get("adapt") if isinstance(table, dict) else None
     if isinstance(adapt, dict) and isinstance(adapt.get("layers"), str):
         try:
             adapt["layers"] = _Plan(read_layers(folder / adapt["layers"]))
         except ConfigError as error:
-            problems.append(f"adapt.{error}")
             del adapt["layers"]
+            return str(error).removeprefix("layers: ")
+    return ""
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:

@@ -156,7 +156,10 @@ class Train(_Table):
         if given.get("method") == "full":  # the teacher itself, where a setting reaches every variant
             return {key: value for key, value in given.items() if key != "start"}
         softly = SOFTLY if given["start"] == "teacher" else BY_THREE
-        return given if given.get("distill") is not None else {**given, "distill": softly}
+        distill = given.get("distill") or {}
+        if not isinstance(distill, Mapping) or "teacher" in distill:
+            return given
+        return {**given, "distill": {**softly, **distill}}
 
     @field_validator("milestones")
     @classmethod
