@@ -365,7 +365,7 @@ rank = -3
         ("", ["foo.bar=3"], "--set foo: unknown key"),
         ('[variants.v]\nadapt.layers = "no.toml"\n', [], "line {1}: variants.v.adapt.layers: "),
         ("", ["adapt.layers=no.toml"], "--set adapt.layers: no.toml is no plan"),
-        ("[variants.v.variants.x]\nadapt.rank = 1\n", [], "line {0}: variants.v.variants: a variant has no variants"),
+        ("[variants.v.variants.x]\nadapt.rank = 1\n", [], "line {0}: variants.v: a variant has no variants"),
         ('[variants.""]\nadapt.rank = 1\n', [], "line {0}: variants.\"\": '' cannot name a task"),
         ('[[tasks]]\nname = "folders"\ndata = "x"\n', [], "line 15: tasks: two tasks are called 'folders'"),
     ],

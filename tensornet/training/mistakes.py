@@ -28,6 +28,8 @@ _TABLES: Mapping[str, type[BaseModel]] = {
 _KEY = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[\w-]+)"""
 _DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 
+_NOTHING = object()
+
 
 class Sources:
     """Where the values of a recipe come from.
@@ -45,10 +47,12 @@ class Sources:
 
     def named(self, path: Path, variant: str = "") -> str:
         """The place of a value, and its name, as a sentence about it begins."""
-        part = ".".join(path) in ("adapt", *_TABLES)  # what is wrong with a table is seldom all of it in one setting
-        if any(_gives(change, path, whole=part) for change in self._settings):
+        given = [said for change in self._settings if (said := _said(change, path)) is not _NOTHING]
+        if ".".join(path) in ("adapt", *_TABLES):  # what is wrong with a table is seldom all of it in one setting
+            given = [said for said in given if not isinstance(said, Mapping)]
+        if given:
             return f"--set {dotted(path)}"
-        if variant and _gives(self._variants[variant], path):
+        if variant and _said(self._variants[variant], path) is not _NOTHING:
             path = ("variants", variant, *path)
         return self._line(path) + dotted(path)
 
@@ -70,15 +74,12 @@ def dotted(path: Path) -> str:
     return ".".join(part if re.fullmatch(r"[\w-]+", part) else json.dumps(part, ensure_ascii=False) for part in path)
 
 
-def _gives(change: object, path: Path, whole: bool = False) -> bool:
-    """Whether a change says what stands at ``path``, or, unless it has to be the ``whole``, some of a table there."""
+def _said(change: object, path: Path) -> object:
+    """What a change has at ``path``, or in place of a table on the way there; `_NOTHING` where it says nothing of it."""
     for part in path:
-        if not isinstance(change, Mapping):
-            return True
-        if part not in change:
-            return False
-        change = change[part]
-    return not (whole and isinstance(change, Mapping))
+        if isinstance(change, Mapping):
+            change = change.get(part, _NOTHING)
+    return change
 
 
 def mistakes(error: ValidationError) -> list[tuple[Path, str]]:

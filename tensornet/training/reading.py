@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -69,20 +69,11 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
     for name, change in variants.items() if isinstance(variants, dict) and variants else [("", {})]:
         merged = copy.deepcopy({key: value for key, value in data.items() if key != "variants"})
         if variants:
-            try:
-                check_task_name(name)
-            except TensornetError as error:
-                problems.append(f"{sources.named(('variants', name))}: {error}")
-            if isinstance(change, dict) and "variants" in change:
-                problems.append(f"{sources.named(('variants', name, 'variants'))}: a variant has no variants of its own")
-            if name in _FOLDERS or re.fullmatch(r"seed-\d+", name):
-                problems.append(f"{sources.named(('variants', name))}: a run has a folder of that name; choose another")
+            problems += [f"{sources.named(('variants', name))}: {why}" for why in _no_variant(name, change)]
         for one in (change, *changes):
             if isinstance(one, dict):
                 _displace(merged.get("adapt"), one.get("adapt"))
                 _overlay(merged, one)
-            else:
-                problems.append(f"{sources.named(('variants', name))}: a table of changes was expected; got {one!r}")
         try:
             recipes[name] = Recipe.model_validate(merged)
         except ValidationError as error:
@@ -94,6 +85,20 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
         wanted = [seed for r in taught if r.train.distill for seed in (*r.train.seeds, *r.train.distill.seeds)]
         recipes[FULL] = taught[0].full_fine_tuning(wanted)
     return recipes
+
+
+def _no_variant(name: str, change: object) -> Iterator[str]:
+    """What is wrong with a variant as such, whatever it changes."""
+    try:
+        check_task_name(name)
+    except TensornetError as error:
+        yield str(error)
+    if name in _FOLDERS or re.fullmatch(r"seed-\d+", name):
+        yield "a run has a folder of that name; choose another"
+    if not isinstance(change, dict):
+        yield f"a table of changes was expected; got {change!r}"
+    elif "variants" in change:
+        yield "a variant has no variants of its own"
 
 
 def _text(source: str) -> str:

@@ -57,7 +57,7 @@ def begin(
     if settings.method == "adapt" and settings.start != "random" and task.plans:
         plain = net.merged(name)
         targets = [member.target for plan, _ in task.tensors() for member in plan.fold.members]
-        tensors: list[Tensor] = [plain.get_parameter(f"{t.module}.{t.parameter}") for t in targets]
+        tensors: list[Tensor] = [plain.get_parameter(t.key) for t in targets]
         if settings.start == "gradients":
             loader = itertools.islice(shuffled_loader(train, settings.batch_size, seed), GRADIENT_BATCHES)
             tensors = weight_gradients(plain, tensors, as_tested(loader, image, tensors[0].device))
@@ -132,7 +132,7 @@ def take_teachers(net: AdaptedNetwork, task: Task, teachers: Sequence[nn.Module]
         for target in (member.target for member in plan.fold.members):
             weight = target.weight_in(net.backbone)
             wide = torch.promote_types(weight.dtype, torch.float32)
-            tuned = [own.get_parameter(f"{target.module}.{target.parameter}").to(weight.device, wide) for own in teachers]
+            tuned = [own.get_parameter(target.key).to(weight.device, wide) for own in teachers]
             deltas[target.name] = (torch.stack(tuned).mean(0) - weight.to(wide)).detach() / plan.scale
     for plan, module in task.tensors():
         found = plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed).factors()
