@@ -395,7 +395,13 @@ train = { distill = { teacher = "full", weight = 1.0 } }
 def test_a_student_learns_from_another_variant_which_is_trained_first(data_root, tmp_path):
     (tmp_path / "r.toml").write_text((data_root / "recipe.toml").read_text() + TAUGHT)
     args = ("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out", "--task", "folders")
+    checked = ran(*args, "--variant", "taught", "--check", "--json")
+    assert {key: json.loads(checked)[key] for key in ("runs", "done", "teachers")} == {"runs": 1, "done": 0, "teachers": 1}
+    assert json.loads(ran(*args, "--check", "--json"))["teachers"] == 0, "it is one of the runs"
     done = CliRunner().invoke(app, [*map(str, args), "--variant", "taught", "--json"])
+    assert "1 run, 0 done;" in done.stderr
+    assert "\n1 more to train first, to learn from: full folders seed 0\n" in done.stderr
+    assert json.loads(ran(*args, "--variant", "taught", "--check", "--json"))["teachers"] == 0
     rows = json.loads(done.stdout)
     assert [row["variant"] for row in rows] == ["full", "taught"]
     assert "[1/1] taught folders seed 0\n  first a teacher: full folders seed 0, once\n" in done.stderr
@@ -403,7 +409,9 @@ def test_a_student_learns_from_another_variant_which_is_trained_first(data_root,
     assert (tmp_path / "out/taught/tasks/folders/task.json").is_file()
     # of a grid that goes on from its results alone, the teacher is trained again
     shutil.rmtree(tmp_path / "out/full")
+    assert json.loads(ran(*args, "--variant", "taught", "--check", "--json"))["teachers"] == 0, "nothing learns from it"
     (tmp_path / "out/runs/taught/folders/seed-0.json").unlink()
+    assert json.loads(ran(*args, "--variant", "taught", "--check", "--json"))["teachers"] == 1
     again = json.loads(ran(*args, "--variant", "taught", "--json"))
     assert [row["value"] for row in again] == [row["value"] for row in rows]
 

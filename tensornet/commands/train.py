@@ -36,6 +36,9 @@ def train(
     done = grid.done()
     runs = "1 run" if len(grid.runs) == 1 else f"{len(grid.runs)} runs"
     say(f"{runs}, {done} done; results go to {out}")
+    first = grid.teachers_to_train()
+    if first:
+        say(f"{len(first)} more to train first, to learn from{', such as' if len(first) > 1 else ':'} {first[0].label}")
     lost = without_network(grid.runs, out)
     if lost:
         said = f"{len(lost)} done without a network that could be used, such as {lost[0].label}"
@@ -58,7 +61,7 @@ def print_check(grid: Grid, done: int, json: bool) -> None:
     """What a grid would run, and the data that it found."""
     found = grid.found()
     if json:
-        print_json({"runs": len(grid.runs), "done": done, "tasks": found})
+        print_json({"runs": len(grid.runs), "done": done, "teachers": len(grid.teachers_to_train()), "tasks": found})
         return
     lines = [
         [one["task"], f"{one['train']:,}", f"{one['test']:,}", str(len(one["classes"])), some(one["classes"], 6)]

@@ -192,11 +192,24 @@ class Grid:
 
     def _teacher(self, run: Run, progress: bool, before: Callable[[str], None] | None) -> nn.Module:
         """The finished network of a run to learn from; it is trained now where it is not done, or was not kept."""
-        if self.finished(run) is None or not run.network(self.out).exists():
+        if not self._can_teach(run):
             if before is not None:
                 before(f"  first a teacher: {run.label}, once")
             self.execute(run, progress)
         return self.trained(run)
+
+    def _can_teach(self, run: Run) -> bool:
+        return self.finished(run) is not None and run.network(self.out).exists()
+
+    def teachers_to_train(self) -> list[Run]:
+        """Those beyond `runs` that have to be trained first, because runs that are not done learn from them.
+
+        Raises:
+            RecipeError: as `finished`.
+        """
+        teachers = {one.place: one for run in self.runs if self.finished(run) is None for one in run.teachers}
+        own = {run.place for run in self.runs}
+        return [one for place, one in teachers.items() if place not in own and not self._can_teach(one)]
 
     def trained(self, run: Run) -> nn.Module:
         """The network that a run wrote.
