@@ -222,9 +222,12 @@ def test_another_plan_replaces_a_plan(tmp_path):
     text = (resources.files("tensornet.recipes") / "resnet20-domains.toml").read_text()
     (tmp_path / "a.toml").write_text('[layers]\nconv1 = "none"\n"layer1.0.conv1" = { rank = 3 }\n')
     (tmp_path / "b.toml").write_text("[layers]\nconv1 = { rank = 2 }\n")
-    text = text.replace("rank = 16", 'rank = 16\nlayers = "a.toml"').replace(
-        "[variants.cp16]", '[variants.cp16.adapt]\nlayers = "b.toml"'
-    )
+    for before, after in (
+        ('decomposition = "cp"\n', 'decomposition = "cp"\nlayers = "a.toml"\n'),
+        ("[variants.cp16]\nadapt = { rank = 16 }", '[variants.cp16]\nadapt = { rank = 16, layers = "b.toml" }'),
+    ):
+        assert before in text
+        text = text.replace(before, after)
     (tmp_path / "recipe.toml").write_text(text)
     recipes = load_recipe(str(tmp_path / "recipe.toml"))
     assert list(recipes["cp16"].config.per_layer) == ["conv1"]
