@@ -125,6 +125,10 @@ class Attached(nn.Module):
     _slot: Slot
     _base: type[nn.Module]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """What `type(layer)(…)` makes of an attached layer: an ordinary one."""
+        return cls._base(*args, **kwargs)
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Nothing: what a class does with its subclasses, such as entering them by name, is not meant for ours."""
 
@@ -218,6 +222,14 @@ def detach(module: nn.Module) -> None:
     del module.__dict__["_slot"]
 
 
+def released(module: nn.Module) -> nn.Module:
+    """The same module, a copy of a part of the backbone or with such copies in it: as before `attach`, and trainable."""
+    for part in [part for part in module.modules() if isinstance(part, Attached)]:
+        detach(part)
+        part.requires_grad_(True)
+    return module
+
+
 @functools.cache
 def _attached_class(base: type[nn.Module], parameters: tuple[str, ...], frozen: bool) -> type[nn.Module]:
     body: dict[str, Any] = {name: _effective_weight(name) for name in parameters}
@@ -231,8 +243,7 @@ def _properties(cls: type) -> tuple[str, ...]:
 
 def _blank(base: type[nn.Module], parameters: tuple[str, ...], frozen: bool) -> nn.Module:
     """What a copy or a pickle of an attached layer begins with."""
-    cls = _attached_class(base, parameters, frozen)  # type: ignore[arg-type]
-    return cls.__new__(cls)
+    return base.__new__(_attached_class(base, parameters, frozen))  # type: ignore[arg-type]
 
 
 def _effective_weight(name: str) -> property:

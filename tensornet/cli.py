@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Annotated, Any
@@ -79,9 +80,17 @@ for _point in sorted(entry_points(group="tensornet.commands"), key=lambda point:
     app.command(name=_point.name)(_spoken(_point.load()))
 
 
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a sentence; where in the code it was made is of no use here."""
+    console = Console(stderr=True)
+    console.print("[bold yellow]warning:[/]", end=" ")
+    console.print(str(message), markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
     keep_freed_memory()
+    warnings.showwarning = _warn
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every console knows every letter

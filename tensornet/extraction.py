@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet.config import AdaptConfig
+from tensornet.attach import released
+from tensornet.config import NONE, AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import gathered
-from tensornet.errors import BackboneError, ConfigError, MismatchError, NonFiniteError
+from tensornet.errors import ConfigError, MismatchError, NonFiniteError
+from tensornet.heads import build, describe
 from tensornet.names import behind_prefix
 from tensornet.network import AdaptedNetwork
 from tensornet.plan import TensorPlan
-from tensornet.targets import candidates, key_of
+from tensornet.targets import candidates, key_of, matches
 from tensornet.task import Task
 
 
@@ -40,14 +43,15 @@ def extract_task(
         seed: of the decompositions.
 
     Raises:
-        MismatchError: names or shapes differ from the backbone's; all that do are listed.
+        MismatchError: names or shapes differ from the backbone's; all that do are listed. Of a head that is one linear layer
+            or one convolution, the number of outputs may differ.
         ConfigError: a tensor that is decomposed already is not of the decomposition, shape and rank that the config says.
-        BackboneError: the head is no linear layer, so that none of another width can be made.
         NonFiniteError: a tensor of ``tuned`` holds NaN or infinity.
 
     Warns:
         UserWarning: something changed that this task does not hold, such as biases, embeddings without a delta, or norms
-            that the config shares. Other weights to which the config gives no delta are left to it.
+            that the config shares, or weights of which a plan says nothing. Those to which the config gives no delta are
+            left to it.
     """
     state = _tensors(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
     own = _tensors(net.backbone.state_dict())
@@ -104,9 +108,18 @@ def _untied(task: Task, state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _left_to_the_config(net: AdaptedNetwork, task: Task) -> set[tuple[str, str]]:
-    """Weights that have a delta, and those that the config gives none; embeddings have one only where it asks for it."""
+    """Weights that have a delta, and those that the config gives none; embeddings have one only where it asks for it.
+
+    A plan, which is a config without a decomposition of its own, says so of each.
+    """
     own = {place for plan, _ in task.tensors() for member in plan.fold.members for place in member.target.places}
-    every = {place for target in candidates(net.backbone) for place in target.places}
+    plan_alone = task.config.per_layer if task.config.decomposition == NONE else {}
+    told = [
+        target
+        for target in candidates(net.backbone)
+        if not plan_alone or any(matches(pattern, name) for pattern in plan_alone for name in target.names)
+    ]
+    every = {place for target in told for place in target.places}
     return own | {place for place in every if not isinstance(net.backbone.get_submodule(place[0]), nn.Embedding)}
 
 
@@ -137,13 +150,23 @@ def _norms_taken(net: AdaptedNetwork, task: Task, state: Mapping[str, Tensor]) -
 def _head(net: AdaptedNetwork, state: Mapping[str, Tensor]) -> nn.Module | None:
     if net.head_path is None:
         return None
-    own = net.backbone.get_submodule(net.head_path)
+    head = released(copy.deepcopy(net.backbone.get_submodule(net.head_path)))
     tensors = {k.removeprefix(f"{net.head_path}."): v for k, v in state.items() if k.startswith(f"{net.head_path}.")}
-    if not isinstance(own, nn.Linear):
-        raise BackboneError(f"the head {net.head_path!r} is a {type(own).__name__}; only a linear head can be taken over")
-    weight = tensors["weight"]
-    head = nn.Linear(
-        weight.shape[1], weight.shape[0], bias="bias" in tensors, device=own.weight.device, dtype=own.weight.dtype
-    )
-    head.load_state_dict(tensors)
+    known = _tensors(head.state_dict())
+    spec = describe(head)
+    width = {"Linear": "out_features", "Conv2d": "out_channels"}.get(spec["type"])
+    if width is not None and known.keys() | {"bias"} == tensors.keys() | {"bias"}:  # of other classes
+        made = build(spec | {width: len(tensors["weight"]), "bias": "bias" in tensors})
+        head = made.to_empty(device=known["weight"].device).to(known["weight"].dtype)
+        known = _tensors(head.state_dict())
+    problems = [f"{net.head_path}.{key}: missing" for key in known if key not in tensors]
+    problems += [f"{net.head_path}.{key}: unknown" for key in tensors if key not in known]
+    problems += [
+        f"{net.head_path}.{key}: {tuple(tensors[key].shape)}, not {tuple(known[key].shape)}"
+        for key in known.keys() & tensors.keys()
+        if known[key].shape != tensors[key].shape
+    ]
+    if problems:
+        raise MismatchError("the tuned head is not of the kind of the backbone's", sorted(problems))
+    head.load_state_dict(tensors, strict=False)
     return head

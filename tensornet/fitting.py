@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tensornet.attach import Attached
+from tensornet.attach import Attached, released
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.errors import BackboneError, MismatchError, ShapeError, StateError, TaskFileError
@@ -42,7 +42,8 @@ def check_head(
 
     Raises:
         ShapeError: it is no module, takes something else, or the backbone has no head to replace.
-        StateError: it shares parameters with the backbone or with one of ``others``, the heads of other tasks.
+        StateError: it shares parameters or adapted layers with the backbone, or parameters with one of ``others``, the
+            heads of other tasks.
     """
     if head is None:
         return
@@ -53,11 +54,17 @@ def check_head(
     if any(is_lazy(parameter) for parameter in head.parameters()):
         raise ShapeError("the head is lazy: it has no shapes yet; give it its sizes, such as nn.Linear(features, classes)")
     own = backbone.get_submodule(head_path)
+    convolution = (nn.Conv2d, nn.ConvTranspose2d)
+    if any(isinstance(one, nn.Linear) and isinstance(other, convolution) for one, other in ((own, head), (head, own))):
+        raise ShapeError(
+            f"{head!r} cannot take the place of the backbone's {head_path!r}, a {type(own).__name__}: say which layer "
+            "this head is for: AdaptConfig(head='…')"
+        )
     width, theirs = input_width(own), input_width(head)
     if width is not None and theirs is not None and width != theirs:
         advice = f"make it nn.{'Conv2d' if isinstance(own, nn.Conv2d) else 'Linear'}({width}, …)"
         raise ShapeError(f"the head takes {theirs} features, the backbone's {head_path!r} takes {width}: {advice}")
-    kinds = nn.Linear | nn.Conv2d
+    kinds = (nn.Linear, *convolution)
     if isinstance(head, kinds) and isinstance(own, kinds) and head.weight.dtype != own.weight.dtype:
         raise ShapeError(
             f"the head is {head.weight.dtype}, the backbone's {own.weight.dtype}: pass head.to({own.weight.dtype})"
@@ -69,9 +76,11 @@ def _check_own(head: nn.Module, backbone: nn.Module, others: Sequence[nn.Module 
     if not isinstance(head, nn.Module):
         raise ShapeError(f"a head is an nn.Module, such as nn.Linear(…, classes); got {head!r}")
     mine = {id(parameter) for parameter in head.parameters()}
-    if any(
+    shared = any(
         id(parameter) in mine for module in (backbone, *others) if module is not None for parameter in module.parameters()
-    ):
+    )
+    attached = {id(module) for module in head.modules() if isinstance(module, Attached)}
+    if shared or (attached and any(id(module) in attached for module in backbone.modules())):
         raise StateError("this head belongs to the backbone or to another task already; pass a copy: copy.deepcopy(head)")
 
 
@@ -185,9 +194,18 @@ def new_task(
     head: nn.Module | None,
     head_path: str | None,
 ) -> Task:
-    """A task whose deltas are zero and whose norms are copies of the backbone's, of which ``norms`` are the paths."""
+    """A task whose deltas are zero and whose norms are copies of the backbone's, of which ``norms`` are the paths.
+
+    Warns:
+        UserWarning: no parameter of the head is trainable.
+    """
     decompositions = [new_decomposition(plan, backbone) for plan in plans]
     own = {path: own_copy(backbone.get_submodule(path)) for path in task_norms(config, norms)}
+    trainable = [] if head is None else [parameter.requires_grad for parameter in released(head).parameters()]
+    if trainable and not any(trainable):
+        warnings.warn(
+            f"task {name!r}: nothing in its head is trainable: head.requires_grad_(True) makes it so", stacklevel=3
+        )
     return Task(name, config, plans, decompositions, own, head, head_path)
 
 
@@ -200,7 +218,7 @@ def new_decomposition(plan: TensorPlan, backbone: nn.Module) -> Decomposition:
 def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path: str | None) -> nn.Module | None:
     if file.record.head is None:
         return head
-    made = build(file.record.head) if head is None else head
+    made = build(file.record.head) if head is None else released(head)
     wanted = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in made.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in file.head.items()}
     if wanted != found:

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tensornet.errors import TaskFileError
 
-_LAYERS = (nn.Linear, nn.Conv2d)
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_LAYERS = (nn.Linear, *_CONVOLUTIONS)
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
     nn.Conv2d: ("in_channels", "out_channels", *_GEOMETRY),
+    nn.ConvTranspose2d: ("in_channels", "out_channels", "output_padding", *_GEOMETRY),
     nn.Dropout: ("p",),
+    nn.Dropout2d: ("p",),
     nn.ReLU: (),
+    nn.ReLU6: (),
+    nn.LeakyReLU: ("negative_slope",),
+    nn.SiLU: (),
+    nn.Hardswish: (),
     nn.GELU: ("approximate",),
     nn.Tanh: (),
+    nn.Sigmoid: (),
     nn.Identity: (),
     nn.Flatten: ("start_dim", "end_dim"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.Upsample: ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
+    nn.PixelShuffle: ("upscale_factor",),
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
-    nn.BatchNorm1d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
 }
+_KEEP_THE_WIDTH = (
+    *(nn.Sequential, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.GELU),
+    *(nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, nn.Upsample),
+)
 _STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 _BY_NAME = {cls.__name__: cls for cls in _ARGUMENTS}
 
@@ -46,6 +65,11 @@ def describe(head: nn.Module) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """As JSON has it."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def is_described(spec: Mapping[str, Any] | None) -> bool:
+    """Whether `build` can make the head; None stands for the backbone's own."""
+    return spec is None or spec.get("type") != "custom"
 
 
 def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
@@ -84,9 +108,9 @@ def input_width(head: nn.Module) -> int | None:
     for module in head.modules():
         if isinstance(module, nn.Linear):
             return module.in_features
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, _CONVOLUTIONS):
             return module.in_channels
-        if not isinstance(module, nn.Sequential | nn.Dropout | nn.Identity | nn.ReLU | nn.GELU | nn.Tanh | nn.LayerNorm):
+        if not isinstance(module, _KEEP_THE_WIDTH):
             return None
     return None
 
@@ -95,4 +119,21 @@ def outputs(head: nn.Module) -> int | None:
     """The channels that a head gives, where it is one layer that says so."""
     if isinstance(head, nn.Linear):
         return head.out_features
-    return head.out_channels if isinstance(head, nn.Conv2d) else None
+    return head.out_channels if isinstance(head, _CONVOLUTIONS) else None
+
+
+def stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module that holds the tensors of a head of an unknown kind under their names, and computes nothing."""
+    root = nn.Module()
+    for name, tensor in tensors.items():
+        place = root
+        *path, leaf = name.split(".")
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place.get_submodule(part)
+        if tensor.is_floating_point():
+            place.register_parameter(leaf, nn.Parameter(tensor))
+        else:
+            place.register_buffer(leaf, tensor)
+    return root

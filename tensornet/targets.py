@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from tensornet.config import NONE, AdaptConfig, Choice, Patterns
-from tensornet.errors import TargetError, near
+from tensornet.errors import ConfigError, TargetError, near
 from tensornet.shapes import Shape
 
 
@@ -154,6 +154,7 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
     """The targets of a config, each with its choice of decomposition, in network order.
 
     Raises:
+        ConfigError: a pattern of ``layers`` gives a size where the config's decomposition is "none".
         TargetError: a pattern matches nothing, nothing is left, a weight is complex, or an embedding renormalises its own.
     """
     every = candidates(backbone)
@@ -172,6 +173,11 @@ def select(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[t
     computed = [path for path in computed if not (config.exclude and matches(config.exclude, path))]
     paths = [*(name for target in chosen for name in target.names), *computed]
     for pattern, own in config.per_layer.items():
+        if own.decomposition is None and config.decomposition == NONE:
+            raise ConfigError(
+                f"layers[{pattern!r}] gives a size and no decomposition, and that of the config is 'none': give it "
+                "one, as in {'decomposition': 'cp', 'rank': 4}, or leave the pattern out"
+            )
         check_patterns("layers", pattern, known if own.decomposition == NONE else paths)
     selected = [(target, _choice(config, target.names)) for target in chosen]
     selected = [(target, choice) for target, choice in selected if choice.decomposition != NONE]

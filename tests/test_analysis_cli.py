@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import analysis
 import tensornet as tn
 from analysis.commands.ranks import _score
 from analysis.figures import rank_lines, save_figure
 from analysis.ranks import rank_recipes, rank_table
+from tensornet.cli import app
 from tensornet.errors import ConfigError, TaskFileError
 from tensornet.training.reading import load_recipe
 from tensornet.training.statistics import reestimate
@@ -298,6 +300,11 @@ def test_ranks_says_in_json_what_would_run(data_root, tmp_path):
     ]
     shown = ran(*args)
     assert all(word in shown for word in ("folders", "48", "ant, bee", "up, down, left"))
+    (tmp_path / "plan.toml").write_text('[layers]\n"0" = { decomposition = "tucker", rank = 2 }\n')
+    for settings, said in (((), False), (("--set", f"adapt.layers={tmp_path / 'plan.toml'}"), True)):
+        done = CliRunner().invoke(app, [*map(str, args), *settings])
+        assert done.exit_code == 0
+        assert ("choices per layer of [adapt] are left out" in done.stderr) == said
 
 
 @pytest.mark.parametrize(("figure", "words"), [("f.jpg", "written as .png"), ("absent/f.png", "there is no folder")])

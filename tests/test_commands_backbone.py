@@ -72,6 +72,44 @@ def test_prune(made):
     said = json.loads(ran("prune", folder / "t", "--norms", 0.05, *own, "--out", folder / "p", "--json"))
     assert said["norms_returned"].keys() == {"1", "4"}
     assert "which only --norms looks at" in refused("prune", folder / "t", "--keep", 1, *own, "--out", folder / "q")
+    unnamed = tn.adapt(
+        load_backbone(SOURCE, root=folder, options=OPTIONS, weights="own.safetensors"), tn.AdaptConfig(rank=2)
+    )
+    trained(unnamed.add_task("t", nn.Linear(32, 2)))
+    unnamed.save_task("t", folder / "u")
+    said = refused("prune", folder / "u", "--norms", 0.05, *own, "--out", folder / "q")
+    assert "--backbone names it where the task does not" in said
+    ran("prune", folder / "u", "--norms", 0.05, "--backbone", SOURCE, *own, "--out", folder / "q")
+
+
+def test_merge_a_head_of_a_kind_that_no_file_describes(made):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.scale = nn.Sequential(nn.Linear(32, 4), nn.BatchNorm1d(4)), nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return self.scale * self.inner(x)
+
+    net, own, folder = made
+    trained(net.add_task("odd", Odd()))
+    net.save_task("odd", folder / "odd")
+    ran("merge", folder / "odd", *own, "--out", folder / "m.safetensors")
+    found, wanted = load_file(folder / "m.safetensors"), net.merged("odd").state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+
+
+def test_extract_takes_a_head_that_is_named(made):
+    _, own, folder = made
+    backbone = load_backbone(SOURCE, root=folder, options=OPTIONS, weights="own.safetensors")
+    head = [path for path, module in backbone.named_modules() if isinstance(module, nn.Conv2d)][-1]
+    with torch.no_grad():
+        backbone.get_submodule(head).weight += 1
+    save_file(backbone.state_dict(), folder / "tuned.safetensors")
+    args = ("extract", folder / "tuned.safetensors", "--backbone", SOURCE, *own, "--decomposition", "none")
+    told = json.loads(ran(*args, "--head", head, "--out", folder / "e", "--json"))
+    assert told["parameters"]["head"] == sum(p.numel() for p in backbone.get_submodule(head).parameters())
 
 
 def test_the_parameters_of_layers_are_together_those_of_the_deltas(tmp_path):

@@ -100,3 +100,12 @@ def test_it_is_frozen_and_has_the_defaults_of_the_paper():
     with pytest.raises(AttributeError):
         config.rank = 2
     assert tn.AdaptConfig(budget=0.1).rank is None
+
+
+def test_a_size_for_a_layer_without_a_decomposition_is_no_choice():
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+    config = tn.AdaptConfig("none", layers={"0": {"rank": 2}})
+    with pytest.raises(ConfigError, match=r"layers\['0'\] gives a size and no decomposition.*as in \{'decomposition': 'cp'"):
+        tn.adapt(backbone, config)
+    net = tn.adapt(backbone, tn.AdaptConfig("none", layers={"0": {"decomposition": "cp", "rank": 2}, "1": "none"}))
+    assert [plan.fold.name for plan in net.plans] == ["0"]

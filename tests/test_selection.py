@@ -21,7 +21,7 @@ from analysis.selection.calibration import calibrate
 from analysis.selection.candidates import Measure
 from analysis.selection.changes import Change, changes
 from analysis.selection.knapsack import pack
-from tensornet.errors import BackboneError, ConfigError, MismatchError, NonFiniteError, RankError, TaskFileError
+from tensornet.errors import ConfigError, MismatchError, NonFiniteError, RankError, TaskFileError
 from tensornet.extraction import extract_task
 from tensornet.training.adapting import fresh_head
 from tests.toys import ResNet, Transformer, trained
@@ -391,8 +391,50 @@ def test_extraction_refuses_and_leaves_nothing():
         extract_task(net, "t", wrapped)
     assert net.tasks == ()
     odd = tn.adapt(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 3))), tn.AdaptConfig(head="1"))
-    with pytest.raises(BackboneError, match="only a linear head"):
-        extract_task(odd, "t", {k: v.clone() for k, v in odd.backbone.state_dict().items()})
+    wider = {
+        k: torch.zeros(2 * v.shape[0], *v.shape[1:]) if k.startswith("1") else v
+        for k, v in odd.backbone.state_dict().items()
+    }
+    with pytest.raises(
+        MismatchError, match=r"tuned head is not of the kind of the backbone's:?\s+- 1\.0\.bias: \(6,\), not \(3,\)"
+    ):
+        extract_task(odd, "t", wider)
+    assert odd.tasks == ()
+
+
+def with_head(head: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), head)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (lambda: nn.Conv2d(8, 5, 1), lambda: nn.Conv2d(8, 5, 1)),
+        (lambda: nn.Conv2d(8, 5, 3, padding="same"), lambda: nn.Conv2d(8, 7, 3, padding="same", bias=False)),
+        (lambda: nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)), None),
+    ],
+)
+def test_heads_that_are_not_linear_are_taken_over(before, after):
+    torch.manual_seed(0)
+    base, tuned = with_head(before()).eval(), with_head((after or before)()).eval()
+    tuned[0].bias = base[0].bias
+    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense", head="2"))
+    task = extract_task(net, "t", tuned)
+    net.eval().set_task("t")
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(net(x), tuned(x))
+    assert all(p.requires_grad for p in task.head.parameters())
+    unknown = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("none", layers={"0": "dense"}))
+    if after is not None and base[2].weight.shape == tuned[2].weight.shape:
+        with pytest.warns(UserWarning, match=r"does not hold, and stay the backbone's: .*2\.weight"):
+            extract_task(unknown, "t", tuned)
+
+
+def test_a_plan_that_leaves_a_layer_out_on_purpose_says_nothing():
+    base, tuned = with_head(nn.Conv2d(8, 5, 1, bias=False)), with_head(nn.Conv2d(8, 5, 1, bias=False))
+    tuned[0].bias = base[0].bias
+    net = tn.adapt(base, tn.AdaptConfig("none", layers={"0": "dense", "2": "none"}))
+    extract_task(net, "t", tuned)
 
 
 class Tied(nn.Module):
@@ -503,8 +545,19 @@ def test_the_head_in_files_and_of_a_config(tmp_path):
     assert list(analysis.choose(a, b, 30, ["cp"]).table.index) == ["encoder"], "another shape tells the head"
     assert list(analysis.choose(a, c, 30, ["cp"]).table.index) == ["classifier"], "or it is the last by name"
     assert list(analysis.choose(a, c, 30, ["cp"], head="classifier").table.index) == ["encoder"]
-    with pytest.raises(ConfigError, match=r"no heed\.weight"):
-        analysis.choose(a, c, 30, ["cp"], head="heed")
+    with pytest.raises(ConfigError, match=r"no module 'clasifier'. Did you mean .*'classifier'"):
+        analysis.choose(a, c, 30, ["cp"], head="clasifier")
+    parts = {
+        "classifier.0.weight": torch.zeros(4, 6),
+        "classifier.0.bias": torch.zeros(4),
+        "classifier.2.weight": torch.ones(3, 4),
+    }
+    for name, values in (("d", torch.zeros(6, 6)), ("e", torch.ones(6, 6))):
+        save_file({"encoder.weight": values} | parts, tmp_path / f"{name}.safetensors")
+    d, e = tmp_path / "d.safetensors", tmp_path / "e.safetensors"
+    assert list(analysis.choose(d, e, 30, ["cp"], head="classifier").table.index) == ["encoder"], "a head of several layers"
+    with pytest.raises(TaskFileError, match=r"nothere: there is no such file or folder"):
+        analysis.choose(None, tmp_path / "nothere", 30)
 
     class Two(nn.Module):
         def __init__(self):

@@ -382,6 +382,9 @@ def test_the_table_has_means_over_seeds_and_their_spread():
     assert header[:4] == ["method", "a", "b", "mean"]
     assert x[:4] == ["x", "60.0", "75.0", "67.5 ± 7.1"]  # of the seeds 0 and 1: 60 and 70
     assert y[:4] == ["y", "50.0", "50.0", "50.0"]
+    bare = common | {"variant": "", "task": "a", "seed": 0, "value": 0.5, "decomposition": "none", "rank": None}
+    for deltas, label in ((0, "none"), (12, "per layer")):  # of norms and head alone; of a plan
+        assert table([bare | {"parameters": {"deltas": deltas}}])[1][0][0] == label
 
 
 TAUGHT = """

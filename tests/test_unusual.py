@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tensornet as tn
+from tensornet.attach import Attached
 from tensornet.errors import (
     BackboneError,
     ConfigError,
@@ -754,6 +755,98 @@ def test_heads_are_not_shared():
         with pytest.raises(StateError, match="pass a copy"):
             net.add_task("b", taken)
     net.add_task("b", copy.deepcopy(head))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        copy.deepcopy,
+        lambda own: type(own)(8, 5),
+        lambda own: nn.Sequential(nn.Dropout(0.0), copy.deepcopy(own)),
+    ],
+    ids=["copy", "type", "copy inside"],
+)
+def test_a_head_made_of_the_backbones_own_trains_and_is_saved_as_any(made, tmp_path):
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), tn.AdaptConfig(rank=1))
+    net.add_task("first")
+    net.set_task("first")
+    task = net.add_task("a", made(net.backbone[1]))
+    before = [p.clone() for p in task.head.parameters()]
+    assert not any(isinstance(module, Attached) for module in task.head.modules())
+    net.set_task("a")
+    net.eval().train()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    net(torch.randn(4, 6)).square().sum().backward()
+    optimizer.step()
+    assert not any(torch.equal(*pair) for pair in zip(before, task.head.parameters(), strict=True))
+    assert not any(p.requires_grad for p in net.backbone.parameters())
+    net.save_task("a", tmp_path / "a")
+    again = net.load_task(tmp_path / "a", "b")
+    assert all(torch.equal(*pair) for pair in zip(task.head.parameters(), again.head.parameters(), strict=True))
+
+
+def test_a_copy_of_a_head_of_several_layers_is_trainable_and_a_frozen_head_is_told():
+    net = tn.adapt(
+        nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))), tn.AdaptConfig(head="1")
+    )
+    task = net.add_task("a", copy.deepcopy(net.backbone[1]))
+    assert all(p.requires_grad for p in task.head.parameters())
+    assert type(task.head) is nn.Sequential
+    frozen = nn.Linear(8, 5).requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"task 'b': nothing in its head is trainable"):
+        net.add_task("b", frozen)
+    assert not frozen.weight.requires_grad
+    net.add_task("c", nn.Identity())
+
+
+def test_the_type_of_an_adapted_layer_makes_ordinary_layers():
+    net = tn.adapt(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5)), tn.AdaptConfig(rank=1)
+    )
+    for layer, arguments in ((net.backbone[0], (3, 4, 1)), (net.backbone[1], (4,)), (net.backbone[3], (4, 2))):
+        made = type(layer)(*arguments)
+        assert type(made) is layer._base
+        assert all(p.requires_grad for p in made.parameters())
+        made.eval().train()
+        assert repr(made) == repr(layer._base(*arguments))
+    assert isinstance(pickle.loads(pickle.dumps(net)).backbone[0], Attached)
+
+
+@pytest.mark.parametrize("head", [nn.Conv2d(8, 5, 1), nn.ConvTranspose2d(8, 5, 2)])
+def test_a_head_of_another_place_is_told_so(head):
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)), tn.AdaptConfig(rank=1))
+    with pytest.raises(ShapeError, match=r"cannot take the place of the backbone's '1', a Linear: say which layer"):
+        net.add_task("a", head)
+    dense = tn.adapt(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)), tn.AdaptConfig(rank=1, head="1"))
+    with pytest.raises(ShapeError, match=r"cannot take the place of the backbone's '1', a Conv2d"):
+        dense.add_task("a", nn.Linear(8, 5))
+
+
+DENSE_HEADS = [
+    lambda: nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)),
+    lambda: nn.Sequential(nn.ConvTranspose2d(8, 6, 2, stride=2), nn.GroupNorm(2, 6), nn.SiLU(), nn.Conv2d(6, 1, 1)),
+    lambda: nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 4, 1), nn.PixelShuffle(2), nn.Sigmoid()
+    ),
+    lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d((None, 2)), nn.Dropout2d(0.2), nn.LeakyReLU(0.3), nn.Conv2d(8, 2, 1), nn.ReLU6()
+    ),
+]
+
+
+@pytest.mark.parametrize("head", DENSE_HEADS)
+def test_dense_heads_are_rebuilt_as_they_were(head, tmp_path):
+    net = tn.adapt(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)).eval(), tn.AdaptConfig(rank=1, head="1"))
+    trained(net.add_task("a", head()))
+    net.save_task("a", tmp_path / "a")
+    net.load_task(tmp_path / "a", "b")
+    assert repr(net["a"].head) == repr(net["b"].head)
+    x = torch.randn(2, 3, 6, 6)
+    net.eval()
+    with net.task("a"):
+        y = net(x)
+    with net.task("b"):
+        assert torch.equal(net(x), y)
 
 
 def test_a_head_that_is_given_takes_the_dtype_of_the_backbone(tmp_path):

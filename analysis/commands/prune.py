@@ -9,7 +9,7 @@ import typer
 
 from analysis.commands.places import Csv, a_figure
 from analysis.kinds import LABELS, Kind
-from tensornet.commands.backbone import Options, Weights, read_options
+from tensornet.commands.backbone import Backbone, Options, Weights, named_backbone
 from tensornet.commands.output import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -37,20 +37,19 @@ def prune(
         bool, typer.Option("--reestimate", help="With --sweep: also with batch-norm statistics estimated anew.")
     ] = False,
     data: Annotated[Path, typer.Option(help="Folder from which paths of data and backbones begin.")] = Path(),
+    backbone: Backbone = None,
     weights: Weights = None,
     option: Options = [],  # noqa: B006
     csv: Csv = None,
     json: Json = False,
 ) -> None:
     """Remove or round deltas that matter little; a pruned layer computes exactly what the backbone computes."""
-    from tensornet.backbones import load_backbone
     from tensornet.errors import ConfigError
-    from tensornet.files import read_task
 
     if (task is None) == (sweep is None):
         raise ConfigError("give a task folder to prune, or --sweep with the folder of a run")
-    if norms is None and (weights is not None or option):
-        raise ConfigError("--weights and --option are of the backbone, which only --norms looks at")
+    if norms is None and (backbone is not None or weights is not None or option):
+        raise ConfigError("--backbone, --weights and --option are of the backbone, which only --norms looks at")
     if sweep is not None:
         extra = {"--keep": keep, "--budget": budget, "--energy": energy, "--norms": norms}
         given = [name for name, value in extra.items() if value is not None]
@@ -65,11 +64,8 @@ def prune(
         raise ConfigError("--out says where the smaller task goes")
     if len(threshold) > 1:
         raise ConfigError(f"one task has one threshold; got {threshold}")
-    backbone = None
-    if norms is not None:
-        source = read_task(task).record.backbone.name
-        backbone = load_backbone(source, root=data, weights=weights, options=read_options(option))
-    _prune(task, out, next(iter(threshold), None), keep, budget, energy, kind, norms, backbone, csv, json)
+    network = None if norms is None else named_backbone(task, backbone, data, weights, option)
+    _prune(task, out, next(iter(threshold), None), keep, budget, energy, kind, norms, network, csv, json)
 
 
 def _prune(

@@ -43,6 +43,8 @@ def ranks(
     if variant not in recipes:
         raise ConfigError(f"say with --variant which variant of {recipe} to vary. {near(variant, recipes)}")
     grid = Grid(rank_recipes(recipes[variant], rank or RANKS, seeds), data, out, task)
+    if recipes[variant].config.per_layer:
+        say("the choices per layer of [adapt] are left out: every layer has the decomposition of the recipe, and the rank")
     done = grid.done()
     say(f"{len(grid.runs)} runs, {done} done; results go to {out}")
     if check:

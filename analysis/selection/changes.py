@@ -20,7 +20,7 @@ from tensornet.files import read_task
 from tensornet.gradients import weight_gradients
 from tensornet.network import adapt
 from tensornet.outputs import cross_entropy
-from tensornet.targets import Target, find_head, select
+from tensornet.targets import Target, find_head, inside, select
 
 Network = nn.Module | str | Path
 """A module, or the path of a safetensors checkpoint; for what was tuned also a task folder."""
@@ -59,7 +59,7 @@ def changes(base: Network | None, tuned: Network | Sequence[Change], head: str |
         for a task folder the layers that it adapts.
 
     Raises:
-        ConfigError: a checkpoint as base of a task folder, or no such head.
+        ConfigError: a checkpoint as base of a task folder, or no such head, which in files is whatever has weights below.
         MismatchError: names or shapes differ; all that do are listed.
         NonFiniteError: weights hold NaN or infinity; all that do are listed.
         TaskFileError: a file cannot be read, or nothing changed.
@@ -121,6 +121,8 @@ def gradients(
 
 def _between(base: Network | None, tuned: Network, head: str | None) -> list[Change]:
     if base is None:
+        if isinstance(tuned, str | Path) and not Path(tuned).exists():
+            raise TaskFileError(f"{tuned}: there is no such file or folder")
         raise TaskFileError("a tuned network alone says nothing of its change: give its base too")
     module = next((network for network in (base, tuned) if isinstance(network, nn.Module)), None)
     before, after = _state(base), _state(tuned)
@@ -128,8 +130,10 @@ def _between(base: Network | None, tuned: Network, head: str | None) -> list[Cha
         targets = _targets(module, head)
         keys = [target.key for target in targets]
     else:
-        if head is not None and f"{head}.weight" not in before:
-            raise ConfigError(f"head: {base} has no {head}.weight. {near(head, map(str, before))}")
+        modules = {name.rpartition(".")[0] for name in before}
+        parts = {".".join(path.split(".")[:depth]) for path in modules for depth in range(1, path.count(".") + 2)}
+        if head is not None and head not in parts:
+            raise ConfigError(f"head: {base} has no module {head!r}. {near(head, parts)}")
         targets = _targets_of_file(before, head or _head_in_file(before, after))
         keys = [f"{target.module}.weight" for target in targets]
         extra = [name.removesuffix(".weight") for name in _weights(after) if name not in before]
@@ -186,4 +190,4 @@ def _targets_of_file(state: Mapping[str, Tensor], head: str | None) -> list[Targ
     paths = [name.removesuffix(".weight") for name in _weights(state)]
     shapes = [tuple(state[f"{path}.weight"].shape) for path in paths]
     every = [Target(p, "weight", s, kernel=len(s) > 2, order=i) for i, (p, s) in enumerate(zip(paths, shapes, strict=True))]
-    return [target for target in every if target.module != head]
+    return [target for target in every if not inside(target.module, head)]

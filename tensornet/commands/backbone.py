@@ -11,6 +11,8 @@ import typer
 from tensornet.assignments import read_assignment
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tensornet.network import AdaptedNetwork
 
 Backbone = Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")]
@@ -37,26 +39,40 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def named_backbone(task: Path, backbone: str | None, data: Path, weights: str | None, options: Sequence[str]) -> nn.Module:
+    """The backbone that a task folder names, or another by name.
+
+    Raises:
+        BackboneError, TaskFileError: as `load_backbone` and `read_task`.
+    """
+    from tensornet.backbones import load_backbone
+    from tensornet.errors import BackboneError
+    from tensornet.files import read_task
+
+    name = backbone or read_task(task).record.backbone.name
+    try:
+        return load_backbone(name, root=data, weights=weights, options=read_options(options))
+    except BackboneError as error:
+        told = (
+            "--backbone names it where the task does not; options of its recipe's [backbone] are --option here, weights "
+            "--weights, and paths begin at --data"
+        )
+        raise BackboneError(f"{error}\n{told}") from error
+
+
 def on_its_backbone(
-    task: Path, backbone: str | None, data: Path, weights: str | None, options: Sequence[str]
+    task: Path, backbone: str | None, data: Path, weights: str | None, options: Sequence[str], head: nn.Module | None = None
 ) -> tuple[AdaptedNetwork, str]:
-    """The backbone of a task folder, or another by name, with the task loaded, and the task's name.
+    """The backbone of a task folder, or another by name, with the task loaded, and the task's name; ``head`` as `load_task`.
 
     Raises:
         BackboneError, TaskFileError, MismatchError: as `load_backbone`, `read_task` and `AdaptedNetwork.load_task`.
     """
-    from tensornet.backbones import load_backbone
     from tensornet.config import AdaptConfig
-    from tensornet.errors import BackboneError
     from tensornet.files import read_task
     from tensornet.network import adapt
 
     record = read_task(task).record.backbone
     config = AdaptConfig("none", norms="shared", head=record.head or "none")
-    try:
-        loaded = load_backbone(backbone or record.name, root=data, weights=weights, options=read_options(options))
-    except BackboneError as error:
-        told = "options of its recipe's [backbone] are --option here, weights --weights, and paths begin at --data"
-        raise BackboneError(f"{error}\n{told}") from error
-    net = adapt(loaded, config, name=record.name)
-    return net, net.load_task(task).name
+    net = adapt(named_backbone(task, backbone, data, weights, options), config, name=record.name)
+    return net, net.load_task(task, head=head).name

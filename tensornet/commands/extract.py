@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ def extract(
     plan: Annotated[Path | None, typer.Option(help="A plan of `tensornet choose`.")] = None,
     decomposition: Annotated[str | None, typer.Option(help="Without a plan: for every layer; cp by default.")] = None,
     rank: Annotated[int | None, typer.Option(help="Without a plan: of every layer.")] = None,
+    head: Annotated[str | None, typer.Option(help="Path of the head; by default the last linear layer.")] = None,
     name: Annotated[str, typer.Option(help="Of the task; the file's by default.")] = "",
     data: Data = Path(),
     weights: Weights = None,
@@ -40,7 +42,8 @@ def extract(
         state = load_file(tuned)
     except (OSError, SafetensorError) as error:
         raise TaskFileError(f"{tuned} cannot be read as a safetensors file: {error}") from None
-    config = AdaptConfig(decomposition or "cp", rank) if plan is None else AdaptConfig(NONE, layers=plan)
+    how = AdaptConfig(decomposition or "cp", rank) if plan is None else AdaptConfig(NONE, layers=plan)
+    config = replace(how, head=head)
     net = adapt(load_backbone(backbone, root=data, weights=weights, options=read_options(option)), config, name=backbone)
     task = extract_task(net, name or tuned.stem, state)
     net.save_task(task.name, out)

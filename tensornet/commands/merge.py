@@ -23,8 +23,12 @@ def merge(
     from safetensors.torch import save
 
     from tensornet.atomic import write_file
+    from tensornet.files import read_task
+    from tensornet.heads import is_described, stand_in
 
-    net, name = on_its_backbone(task, backbone, data, weights, option)
+    file = read_task(task)
+    head = None if is_described(file.record.head) else stand_in(file.head)
+    net, name = on_its_backbone(task, backbone, data, weights, option, head)
     state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
     write_file(out, save(state, {"format": "pt"}))
     say(f"{out}: {len(state)} tensors of {name!r} on {net.backbone_name}")

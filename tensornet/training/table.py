@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from tensornet.config import NONE
+
 Table = tuple[list[str], list[list[str]]]
 """Header and lines."""
 
@@ -56,4 +58,6 @@ def markdown(content: Table) -> str:
 
 
 def _label(row: dict[str, Any]) -> str:
+    if row["decomposition"] == NONE and row["parameters"]["deltas"]:
+        return "per layer"  # as a plan says
     return row["decomposition"] + ("" if row["rank"] is None else f" {row['rank']}")
