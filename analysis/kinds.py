@@ -24,6 +24,10 @@ FIGURES = (".png", ".svg", ".pdf")
 """Suffixes of the files that figures are written to."""
 
 
+ROUNDING = 1e-12
+"""Share of a squared norm that float32 factors cannot tell from nothing."""
+
+
 def plain(value: float) -> float:
     """A number of NumPy's or PyTorch's as Python's own."""
     number: float = value.item() if hasattr(value, "item") else value

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from analysis.kinds import Kind, plain
+from analysis.kinds import ROUNDING, Kind, plain
 from analysis.norm_layers import norm_changes
 from analysis.norms import layer_norms
 from tensornet.config import NONE, Choice
@@ -21,8 +21,6 @@ from tensornet.files import TaskFile, read_task, rewrite_task
 from tensornet.plan import TensorPlan
 from tensornet.shapes import Rank
 
-ROUNDING = 1e-12
-"""Share of the energy that float32 factors cannot tell from nothing."""
 _COLUMNS = ["norm", "kept", "decomposition", "rank_before", "rank", "parameters_before", "parameters"]
 
 

@@ -722,3 +722,16 @@ def test_extraction_of_one_layer_and_of_a_norm_in_two_places():
     with torch.no_grad():
         tuned.n.weight += 1
     extract_task(tn.adapt(base), "t", tuned)  # a warning would be an error
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_budget_is_not_spent_on_rounding(calibrated):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 24, bias=False), nn.Linear(24, 4))
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for layer, rank in ((tuned[0], 3), (tuned[1], 2)):
+            layer.weight += torch.randn(len(layer.weight), rank) @ torch.randn(rank, layer.weight.shape[1])
+    plan = analysis.choose(base, tuned, 1.0, ["low_rank", "dense"], torch.randn(64, 32) if calibrated else None)
+    assert list(plan.table["parameters"]) == [3 * 64, 2 * 56]
+    assert plan.error == plan.bound == 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis.kinds import Cost
+from analysis.kinds import ROUNDING, Cost
 from analysis.selection.calibration import Seen
 from analysis.selection.changes import Change
 from tensornet.config import NONE
@@ -30,7 +30,7 @@ class Candidate:
         rank: as the decomposition stores it; None for no delta.
         parameters: how many numbers are stored.
         cost: in the unit of the budget.
-        error: squared, ‖ΔW − ΔŴ‖² or as `Measure` weighs it.
+        error: squared, ‖ΔW − ΔŴ‖² or as `Measure` weighs it; 0 where it is rounding.
         factors: of ΔŴ, modes in the order of the decomposition.
         note: what a reader should know.
     """
@@ -123,6 +123,9 @@ def candidates(
             if weigh is not None and inverse is not None:
                 factors = cls.mode_product(factors, shape, place, inverse) or factors
             error = rung.error if seen is None else measure.error(cls, factors)
+            error = (
+                0.0 if error <= ROUNDING * measure.energy else error
+            )  # or a budget would be spent on telling roundings apart
             stored = {factor: tensor.to(change.delta.dtype) for factor, tensor in factors.items()}
             parameters, price = cls.parameter_count(shape, rung.rank), cost(change, seen, unit, name, rung.rank)
             found.append(Candidate(name, rung.rank, parameters, price, error, stored, rung.note))
