@@ -123,9 +123,8 @@ def candidates(
             if weigh is not None and inverse is not None:
                 factors = cls.mode_product(factors, shape, place, inverse) or factors
             error = rung.error if seen is None else measure.error(cls, factors)
-            error = (
-                0.0 if error <= ROUNDING * measure.energy else error
-            )  # or a budget would be spent on telling roundings apart
+            if error <= ROUNDING * measure.energy:
+                error = 0.0  # or a budget would be spent on telling roundings apart
             stored = {factor: tensor.to(change.delta.dtype) for factor, tensor in factors.items()}
             parameters, price = cls.parameter_count(shape, rung.rank), cost(change, seen, unit, name, rung.rank)
             found.append(Candidate(name, rung.rank, parameters, price, error, stored, rung.note))
