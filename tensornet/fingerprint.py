@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensornet.errors import StateError
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -117,5 +119,7 @@ def tensors(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        raise StateError("the backbone is on the device 'meta' and has no numbers yet: load its weights first")
     flat = tensor.cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

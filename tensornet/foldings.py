@@ -78,6 +78,38 @@ def depth(targets: Sequence[Target]) -> list[Fold]:
     return folds
 
 
+def check_folds(name: str, folds: object, targets: Sequence[Target]) -> None:
+    """A folding has to place each of its targets in one tensor.
+
+    Raises:
+        ShapeError: it gives something else than folds, or a target is in none or in several; or as `check_fold`.
+    """
+    if not isinstance(folds, Sequence) or not all(isinstance(fold, Fold) and fold.members for fold in folds):
+        raise ShapeError(f"the folding {name!r} should give a list of folds with members; got {folds!r}")
+    placed = [member.target.name for fold in folds for member in fold.members]
+    wrong = [target.name for target in targets if placed.count(target.name) != 1]
+    wrong += sorted(set(placed) - {target.name for target in targets})
+    if wrong:
+        raise ShapeError(f"the folding {name!r} should place every target once; it does not: {', '.join(wrong[:8])}")
+    for fold in folds:
+        check_fold(fold)
+
+
+def check_names(name: str, folds: Sequence[Fold]) -> None:
+    """Tensors of one task need names of their own.
+
+    Raises:
+        ShapeError: two have the same.
+    """
+    names = [fold.name for fold in folds]
+    twice = next((own for own in names if names.count(own) > 1), None)
+    if twice is not None:
+        raise ShapeError(
+            f"the folding {name!r} calls two tensors {twice!r} (it is called once for each decomposition and rank): name "
+            "a tensor after its weights, which are in no other"
+        )
+
+
 def check_fold(fold: Fold) -> None:
     """A fold has to place each of its members inside its tensor.
 

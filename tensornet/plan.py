@@ -11,7 +11,7 @@ from torch import nn
 from tensornet.config import AdaptConfig, Choice
 from tensornet.decompositions import Decomposition, decomposition
 from tensornet.errors import RankError, ShapeError
-from tensornet.foldings import Fold, check_fold
+from tensornet.foldings import Fold, check_folds, check_names
 from tensornet.registry import FOLDINGS
 from tensornet.shapes import Rank, Shape
 from tensornet.targets import Target, select
@@ -56,6 +56,7 @@ def plan(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[Ten
 
     Raises:
         TargetError: as `targets.select`.
+        ShapeError: a folding of the user's does not place every weight once, or names two tensors alike.
         RankError: ranks or budgets that shapes cannot serve; every tensor concerned is listed.
     """
     groups: dict[Choice, list[Target]] = {}
@@ -66,8 +67,9 @@ def plan(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[Ten
     for choice, targets in groups.items():
         assert choice.decomposition is not None
         cls = decomposition(choice.decomposition)
-        for fold in FOLDINGS.get(config.folding)(targets):
-            check_fold(fold)
+        folds = FOLDINGS.get(config.folding)(targets)
+        check_folds(config.folding, folds, targets)
+        for fold in folds:
             try:
                 rank = _rank(cls, fold.shape(cls.chain), choice)
             except (RankError, ShapeError) as error:
@@ -78,6 +80,7 @@ def plan(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[Ten
         lines = "".join(f"\n  - {problem}" for problem in problems)
         advice = "change the rank or budget, exclude these layers, or give them their own under `layers`"
         raise RankError(f"{len(problems)} of {len(plans) + len(problems)} tensors cannot be made:{lines}\n{advice}")
+    check_names(config.folding, [own.fold for own in plans])
     return sorted(plans, key=lambda p: p.fold.members[0].target.order)
 
 

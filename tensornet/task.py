@@ -12,7 +12,7 @@ from tensornet.attach import Content
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import Delta
-from tensornet.errors import UnknownNameError
+from tensornet.errors import StateError, UnknownNameError
 from tensornet.names import from_key, to_key
 from tensornet.plan import TensorPlan
 
@@ -47,7 +47,7 @@ class Task(nn.Module):
         head_path: str | None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self._name = name
         self.config = config
         self.plans = {plan.fold.name: plan for plan in plans}
         self.deltas = nn.ModuleDict({to_key(p.fold.name): d for p, d in zip(plans, decompositions, strict=True)})
@@ -57,6 +57,17 @@ class Task(nn.Module):
         self.classes: Sequence[str] | None = None
         self._parts: list[nn.Module | None] = []
         self._contents: dict[str, Content] | None = None
+
+    @property
+    def name(self) -> str:
+        """Under which the network knows the task."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        raise StateError(
+            f"task {self._name!r} keeps its name: save it, load it as load_task(path, name={name!r}), and remove this one"
+        )
 
     def tensors(self) -> Iterator[tuple[TensorPlan, Decomposition]]:
         """Every decomposed tensor, in network order."""

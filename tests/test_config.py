@@ -1,5 +1,7 @@
 """Configs are data: checked, and JSON both ways."""
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,9 @@ from torch import nn
 
 import tensornet as tn
 from tensornet.config import Choice
-from tensornet.errors import ConfigError, RankError, UnknownNameError
+from tensornet.errors import ConfigError, RankError, ShapeError, StateError, UnknownNameError
+from tensornet.foldings import Fold, layer
+from tensornet.registry import FOLDINGS
 
 names = st.sampled_from(["cp", "tucker", "tt", "low_rank", "kronecker", "dense"])
 ranks = st.one_of(st.integers(1, 99), st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple))
@@ -109,3 +113,48 @@ def test_a_size_for_a_layer_without_a_decomposition_is_no_choice():
         tn.adapt(backbone, config)
     net = tn.adapt(backbone, tn.AdaptConfig("none", layers={"0": {"decomposition": "cp", "rank": 2}, "1": "none"}))
     assert [plan.fold.name for plan in net.plans] == ["0"]
+
+
+LAYERS = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize(
+    ("folding", "words"),
+    [
+        (lambda ts: None, "should give a list of folds with members; got None"),
+        (lambda ts: [Fold("x", ts[0].modes(), ())], "should give a list of folds with members"),
+        (lambda ts: layer(ts[1:]), "should place every target once; it does not: 0"),
+        (lambda ts: layer([*ts, ts[1]]), "should place every target once; it does not: 1"),
+        (lambda ts: [Fold(f"stack{i}", *own) for i, own in enumerate(parts(ts))], "calls two tensors 'stack0'"),
+        (lambda ts: [Fold("x", *own) for own in parts(ts)], "calls two tensors 'x'"),
+    ],
+)
+def test_a_folding_places_every_weight_once_under_a_name_of_its_own(folding, words, monkeypatch):
+    monkeypatch.setitem(FOLDINGS._items, "odd", folding)
+    config = tn.AdaptConfig("cp", rank=2, folding="odd", layers={"2": {"decomposition": "tt", "rank": 2}})
+    with pytest.raises(ShapeError, match=f"the folding 'odd' {words}"):
+        tn.adapt(copy.deepcopy(LAYERS), config)
+
+
+def parts(targets):
+    return [(fold.modes, fold.members) for fold in layer(targets)]
+
+
+def test_a_task_keeps_its_name():
+    net = tn.adapt(copy.deepcopy(LAYERS), tn.AdaptConfig("cp", rank=2))
+    task = net.add_task("a")
+    with pytest.raises(StateError, match=r"task 'a' keeps its name: save it, load it as load_task\(path, name='b'\)"):
+        task.name = "b"
+    assert task.name == "a"
+    assert copy.deepcopy(task).name == "a"
+
+
+def test_a_backbone_without_numbers_is_named(tmp_path):
+    net = tn.adapt(copy.deepcopy(LAYERS), tn.AdaptConfig("cp", rank=2))
+    net.add_task("a")
+    net.save_task("a", tmp_path / "a")
+    empty = tn.adapt(copy.deepcopy(LAYERS).to("meta"), tn.AdaptConfig("cp", rank=2))
+    with pytest.raises(StateError, match="has no numbers yet: load its weights first"):
+        empty.load_task(tmp_path / "a")
+    empty.backbone.load_state_dict(net.backbone.state_dict(), assign=True)
+    assert empty.load_task(tmp_path / "a").name == "a"

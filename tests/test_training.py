@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from typer.testing import CliRunner
 
@@ -369,6 +370,20 @@ def test_a_peer_that_is_not_installed_is_known_before_the_first_training(data_ro
                    "train.method=peft-lora")  # fmt: skip
     assert "the peer peft-lora needs the extra 'bench'" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("setting", ['norms="shared"', 'targets=["0"]', 'exclude=["0"]', "scale=2", 'folding="depth"'])
+def test_what_a_peer_cannot_be_told_is_refused(setting, data_root, tmp_path):
+    words = ("--set", "train.method=peft-lora", "--set", f"adapt.{setting}", "--check")
+    said = refused("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path / "out", *words)
+    assert f"beside norms of the task's own; leave out adapt.{setting.partition('=')[0]}" in said
+
+
+@pytest.mark.parametrize("start", ["backbone", "gradients", "teacher", "teachers"])
+def test_a_start_is_of_adapted_tasks(start):
+    with pytest.raises(ValidationError, match=f'start = "{start}" needs the method "adapt"'):
+        settings(method="peft-lora", start=start)
+    assert settings(method="full", start=start).start == "random", "a setting reaches every variant"
 
 
 def test_the_table_has_means_over_seeds_and_their_spread():

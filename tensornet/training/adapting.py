@@ -13,7 +13,7 @@ from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_weights
-from tensornet.config import NONE
+from tensornet.config import NONE, AdaptConfig
 from tensornet.counting import parameters_outside
 from tensornet.data.images import Images
 from tensornet.errors import RecipeError
@@ -96,12 +96,18 @@ def peer_network(net: AdaptedNetwork, name: str, settings: Train) -> nn.Module:
     """A copy of the backbone with a task's head and the adapters of the peer that ``settings`` name.
 
     Raises:
-        RecipeError: the config has no single rank.
+        RecipeError: the config has no single rank, or says what no peer can be told.
         MissingExtraError: the peer's library is not installed.
     """
     rank = net.default_config.rank
     if not isinstance(rank, int):
         raise RecipeError("a peer's adapters", [f"they have one rank, so adapt.rank has to be a whole number; got {rank!r}"])
+    plain, config = AdaptConfig(), net.default_config
+    keys = ("targets", "exclude", "layers", "folding", "norms", "scale")
+    untold = [key for key in keys if getattr(config, key) != getattr(plain, key)]
+    if untold:
+        said = "a peer's are on every convolution and linear layer but the head, at one rank, beside norms of the task's own"
+        raise RecipeError("a peer's adapters", [f"{said}; leave out {', '.join(f'adapt.{key}' for key in untold)}"])
     return with_peer(settings.method, net.merged(name), rank, net.head_path, settings.peer)
 
 

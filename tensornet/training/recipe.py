@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -109,6 +109,8 @@ SOFTLY = {"teacher": FULL, "weight": 1.0, "temperature": 4.0}
 BY_THREE = SOFTLY | {"seeds": (0, 1, 2)}
 """The same of `start = "teachers"`."""
 
+Start = Literal["random", "backbone", "gradients", "teacher", "teachers"]
+START = get_args(Start)
 TAUGHT = ("teacher", "teachers")
 """Values of `start` that say where factors come from: what the first teacher learnt, or the mean of what all did."""
 
@@ -128,7 +130,7 @@ class Train(_Table):
     lr: PositiveFloat
     rates: Rates = Rates()
     head: Literal["random", "probe"] = "random"
-    start: Literal["random", "backbone", "gradients", "teacher", "teachers"] = "random"
+    start: Start = "random"
     weight_decay: NonNegativeFloat = 0.0
     delta_decay: NonNegativeFloat = 0.0
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -151,10 +153,12 @@ class Train(_Table):
     @model_validator(mode="before")
     @classmethod
     def _names_the_teacher_it_starts_from(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("start") not in TAUGHT:
+        if not isinstance(given, Mapping):
             return given
-        if given.get("method") == "full":  # the teacher itself, where a setting reaches every variant
+        if given.get("method") == "full" and given.get("start") in START:  # a setting reaches every variant
             return {key: value for key, value in given.items() if key != "start"}
+        if given.get("start") not in TAUGHT:
+            return given
         softly = SOFTLY if given["start"] == "teacher" else BY_THREE
         distill = given.get("distill") or {}
         if not isinstance(distill, Mapping) or "teacher" in distill:
@@ -170,7 +174,7 @@ class Train(_Table):
 
     @model_validator(mode="after")
     def _can_start_from_a_teacher(self) -> Train:
-        if self.start in TAUGHT and self.method != "adapt":
+        if self.start != "random" and self.method != "adapt":
             raise ValueError(f'start = "{self.start}" needs the method "adapt"')
         if self.start == "teachers" and len(self.distill.seeds if self.distill else ()) < 2:
             raise ValueError('start = "teachers" needs several: distill = { teacher = "full", seeds = [0, 1, 2] }')
