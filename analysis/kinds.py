@@ -23,7 +23,6 @@ LABELS: dict[str, str] = {
 FIGURES = (".png", ".svg", ".pdf")
 """Suffixes of the files that figures are written to."""
 
-
 ROUNDING = 1e-12
 """Share of a squared norm that float32 factors cannot tell from nothing."""
 

@@ -7,6 +7,7 @@ own, such as `depth`, and each member fixes an index along them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,9 +87,9 @@ def check_folds(name: str, folds: object, targets: Sequence[Target]) -> None:
     """
     if not isinstance(folds, Sequence) or not all(isinstance(fold, Fold) and fold.members for fold in folds):
         raise ShapeError(f"the folding {name!r} should give a list of folds with members; got {folds!r}")
-    placed = [member.target.name for fold in folds for member in fold.members]
-    wrong = [target.name for target in targets if placed.count(target.name) != 1]
-    wrong += sorted(set(placed) - {target.name for target in targets})
+    placed = Counter(member.target.name for fold in folds for member in fold.members)
+    wrong = [target.name for target in targets if placed[target.name] != 1]
+    wrong += sorted(placed.keys() - {target.name for target in targets})
     if wrong:
         raise ShapeError(f"the folding {name!r} should place every target once; it does not: {', '.join(wrong[:8])}")
     for fold in folds:
@@ -101,9 +102,8 @@ def check_names(name: str, folds: Sequence[Fold]) -> None:
     Raises:
         ShapeError: two have the same.
     """
-    names = [fold.name for fold in folds]
-    twice = next((own for own in names if names.count(own) > 1), None)
-    if twice is not None:
+    twice, times = next(iter(Counter(fold.name for fold in folds).most_common(1)), ("", 0))
+    if times > 1:
         raise ShapeError(
             f"the folding {name!r} calls two tensors {twice!r} (it is called once for each decomposition and rank): name "
             "a tensor after its weights, which are in no other"
