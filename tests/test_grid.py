@@ -244,6 +244,7 @@ def test_long_and_foreign_names(train, data, tmp_path):
         ("resnet20-halves-gpu", "resnet20-ablation", ("train.holdout=0.5",)),
         ("mobilenet-peers", "mobilenet-peers", ()),
         ("mobilenet-unit", "mobilenet-peers", ()),
+        ("mobilenet-mean", "mobilenet-peers", ()),
     ],
 )
 def test_the_rows_of_the_documentation_are_runs_of_the_shipped_recipes(file, recipe, settings):
