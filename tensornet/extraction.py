@@ -150,15 +150,10 @@ def _norms_taken(net: AdaptedNetwork, task: Task, state: Mapping[str, Tensor]) -
 def _head(net: AdaptedNetwork, state: Mapping[str, Tensor]) -> nn.Module | None:
     if net.head_path is None:
         return None
-    head = released(copy.deepcopy(net.backbone.get_submodule(net.head_path)))
+    own = net.backbone.get_submodule(net.head_path)
     tensors = {k.removeprefix(f"{net.head_path}."): v for k, v in state.items() if k.startswith(f"{net.head_path}.")}
+    head = _of_other_classes(own, tensors) or _plain_copy(own)
     known = _tensors(head.state_dict())
-    spec = describe(head)
-    width = {"Linear": "out_features", "Conv2d": "out_channels"}.get(spec["type"])
-    if width is not None and known.keys() | {"bias"} == tensors.keys() | {"bias"}:  # of other classes
-        made = build(spec | {width: len(tensors["weight"]), "bias": "bias" in tensors})
-        head = made.to_empty(device=known["weight"].device).to(known["weight"].dtype)
-        known = _tensors(head.state_dict())
     problems = [f"{net.head_path}.{key}: missing" for key in known if key not in tensors]
     problems += [f"{net.head_path}.{key}: unknown" for key in tensors if key not in known]
     problems += [
@@ -170,3 +165,27 @@ def _head(net: AdaptedNetwork, state: Mapping[str, Tensor]) -> nn.Module | None:
         raise MismatchError("the tuned head is not of the kind of the backbone's", sorted(problems))
     head.load_state_dict(tensors, strict=False)
     return head
+
+
+def _of_other_classes(own: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """A head like ``own``, a linear layer or a convolution, with as many outputs as ``tensors`` have; None for others."""
+    if "weight" not in tensors or not tensors.keys() <= {"weight", "bias"}:
+        return None
+    weight, bias = tensors["weight"], "bias" in tensors
+    if isinstance(own, nn.Linear):
+        return nn.Linear(weight.shape[1], weight.shape[0], bias, device=own.weight.device, dtype=own.weight.dtype)
+    spec = describe(_plain_copy(own))
+    if spec["type"] != "Conv2d":
+        return None
+    made = build(spec | {"out_channels": len(weight), "bias": bias})
+    like = next(own.parameters())
+    return made.to_empty(device=like.device).to(like.dtype)
+
+
+def _plain_copy(own: nn.Module) -> nn.Module:
+    """A copy of a layer of the backbone without its slot and its hooks, which stay around what takes its place."""
+    made = released(copy.deepcopy(own))
+    for part in made.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
+            hooks.clear()
+    return made

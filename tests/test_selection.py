@@ -402,6 +402,10 @@ def test_extraction_refuses_and_leaves_nothing():
     assert odd.tasks == ()
 
 
+class Own(nn.Linear):
+    """A linear layer of another class."""
+
+
 def with_head(head: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), head)
 
@@ -412,17 +416,20 @@ def with_head(head: nn.Module) -> nn.Module:
         (lambda: nn.Conv2d(8, 5, 1), lambda: nn.Conv2d(8, 5, 1)),
         (lambda: nn.Conv2d(8, 5, 3, padding="same"), lambda: nn.Conv2d(8, 7, 3, padding="same", bias=False)),
         (lambda: nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)), None),
+        (lambda: Own(6, 5), lambda: Own(6, 7)),
     ],
 )
 def test_heads_that_are_not_linear_are_taken_over(before, after):
     torch.manual_seed(0)
     base, tuned = with_head(before()).eval(), with_head((after or before)()).eval()
     tuned[0].bias = base[0].bias
-    net = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense", head="2"))
+    net, calls = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("dense", head="2")), []
+    net.backbone[2].register_forward_hook(lambda *_: calls.append(1))
     task = extract_task(net, "t", tuned)
     net.eval().set_task("t")
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(net(x), tuned(x))
+    assert calls == [1], "a hook of the backbone's head is around the task's, and nowhere else"
     assert all(p.requires_grad for p in task.head.parameters())
     unknown = tn.adapt(copy.deepcopy(base), tn.AdaptConfig("none", layers={"0": "dense"}))
     if after is not None and base[2].weight.shape == tuned[2].weight.shape:
