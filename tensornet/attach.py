@@ -6,6 +6,7 @@ class, in which the adapted weights are properties. An empty slot leaves the lay
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,6 +229,16 @@ def released(module: nn.Module) -> nn.Module:
         detach(part)
         part.requires_grad_(True)
     return module
+
+
+def plain_copy(part: nn.Module) -> nn.Module:
+    """A copy of a part of the backbone: `released`, and without its hooks, which stay around what takes its place."""
+    slots = [module._slot for module in part.modules() if isinstance(module, Attached)]
+    copied = released(copy.deepcopy(part, {id(slot): slot for slot in slots}))
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            hooks.clear()
+    return copied
 
 
 @functools.cache

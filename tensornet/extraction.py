@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet.attach import released
+from tensornet.attach import plain_copy
 from tensornet.config import NONE, AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import gathered
@@ -57,14 +56,8 @@ def extract_task(
     own = _tensors(net.backbone.state_dict())
     inside = f"{net.head_path}." if net.head_path is not None else None
     outside = [key for key in own if inside is None or not key.startswith(inside)]
-    wanted = [*outside, *(key for key in own if key == f"{net.head_path}.weight")]
-    problems = [f"{key}: missing" for key in wanted if key not in state]
-    problems += [f"{key}: unknown" for key in state if key not in own and (inside is None or not key.startswith(inside))]
-    problems += [
-        f"{key}: {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-        for key in outside
-        if key in state and state[key].shape != own[key].shape
-    ]
+    theirs = {key: tensor for key, tensor in state.items() if inside is None or not key.startswith(inside)}
+    problems = _differences({key: own[key] for key in outside}, theirs)
     if problems:
         raise MismatchError("the tuned network is not of the backbone's architecture", problems, behind_prefix(own, state))
     for key in state:
@@ -98,6 +91,19 @@ def extract_task(
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """A state dict without the extra states of modules, which may be anything."""
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], prefix: str = "") -> list[str]:
+    """How tensors differ in names and shapes."""
+    return [
+        *(f"{prefix}{key}: missing" for key in wanted if key not in found),
+        *(f"{prefix}{key}: unknown" for key in found if key not in wanted),
+        *(
+            f"{prefix}{key}: {tuple(found[key].shape)}, not {tuple(tensor.shape)}"
+            for key, tensor in wanted.items()
+            if key in found and found[key].shape != tensor.shape
+        ),
+    ]
 
 
 def _untied(task: Task, state: Mapping[str, Tensor]) -> set[str]:
@@ -152,40 +158,25 @@ def _head(net: AdaptedNetwork, state: Mapping[str, Tensor]) -> nn.Module | None:
         return None
     own = net.backbone.get_submodule(net.head_path)
     tensors = {k.removeprefix(f"{net.head_path}."): v for k, v in state.items() if k.startswith(f"{net.head_path}.")}
-    head = _of_other_classes(own, tensors) or _plain_copy(own)
-    known = _tensors(head.state_dict())
-    problems = [f"{net.head_path}.{key}: missing" for key in known if key not in tensors]
-    problems += [f"{net.head_path}.{key}: unknown" for key in tensors if key not in known]
-    problems += [
-        f"{net.head_path}.{key}: {tuple(tensors[key].shape)}, not {tuple(known[key].shape)}"
-        for key in known.keys() & tensors.keys()
-        if known[key].shape != tensors[key].shape
-    ]
+    copied = plain_copy(own)
+    head = _of_other_classes(copied, tensors) or copied
+    problems = _differences(_tensors(head.state_dict()), tensors, f"{net.head_path}.")
     if problems:
-        raise MismatchError("the tuned head is not of the kind of the backbone's", sorted(problems))
+        raise MismatchError("the tuned head is not of the kind of the backbone's", problems)
     head.load_state_dict(tensors, strict=False)
     return head
 
 
 def _of_other_classes(own: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    """A head like ``own``, a linear layer or a convolution, with as many outputs as ``tensors`` have; None for others."""
+    """A head like ``own``, an ordinary linear layer or convolution, with as many outputs as ``tensors``; None for others."""
     if "weight" not in tensors or not tensors.keys() <= {"weight", "bias"}:
         return None
     weight, bias = tensors["weight"], "bias" in tensors
     if isinstance(own, nn.Linear):
         return nn.Linear(weight.shape[1], weight.shape[0], bias, device=own.weight.device, dtype=own.weight.dtype)
-    spec = describe(_plain_copy(own))
+    spec = describe(own)
     if spec["type"] != "Conv2d":
         return None
     made = build(spec | {"out_channels": len(weight), "bias": bias})
     like = next(own.parameters())
     return made.to_empty(device=like.device).to(like.dtype)
-
-
-def _plain_copy(own: nn.Module) -> nn.Module:
-    """A copy of a layer of the backbone without its slot and its hooks, which stay around what takes its place."""
-    made = released(copy.deepcopy(own))
-    for part in made.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
-            hooks.clear()
-    return made

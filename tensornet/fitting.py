@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tensornet.attach import Attached, released
+from tensornet.attach import Attached
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.errors import BackboneError, MismatchError, ShapeError, StateError, TaskFileError
@@ -201,12 +201,13 @@ def new_task(
     """
     decompositions = [new_decomposition(plan, backbone) for plan in plans]
     own = {path: own_copy(backbone.get_submodule(path)) for path in task_norms(config, norms)}
-    trainable = [] if head is None else [parameter.requires_grad for parameter in released(head).parameters()]
+    task = Task(name, config, plans, decompositions, own, head, head_path)
+    trainable = [] if task.head is None else [parameter.requires_grad for parameter in task.head.parameters()]
     if trainable and not any(trainable):
         warnings.warn(
             f"task {name!r}: nothing in its head is trainable: head.requires_grad_(True) makes it so", stacklevel=3
         )
-    return Task(name, config, plans, decompositions, own, head, head_path)
+    return task
 
 
 def new_decomposition(plan: TensorPlan, backbone: nn.Module) -> Decomposition:
@@ -218,7 +219,7 @@ def new_decomposition(plan: TensorPlan, backbone: nn.Module) -> Decomposition:
 def _head(file: TaskFile, head: nn.Module | None, backbone: nn.Module, head_path: str | None) -> nn.Module | None:
     if file.record.head is None:
         return head
-    made = build(file.record.head) if head is None else released(head)
+    made = build(file.record.head) if head is None else head
     wanted = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in made.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in file.head.items()}
     if wanted != found:

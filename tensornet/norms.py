@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from types import NoneType
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from tensornet.attach import Attached, detach
+from tensornet.attach import Attached, plain_copy
 from tensornet.config import AdaptConfig
 from tensornet.lean import Lean, lean_kind
 from tensornet.targets import check_patterns, inside, matches
@@ -50,14 +49,7 @@ def own_copy(norm: nn.Module) -> nn.Module:
     """A trainable copy of a shared layer, with its affine parameters and its running statistics, without its hooks."""
     if not norm._modules and all(isinstance(value, _PLAIN) for name, value in vars(norm).items() if name not in _STATE):
         return _leaf_copy(norm)
-    slots = [module._slot for module in norm.modules() if isinstance(module, Attached)]
-    copied = copy.deepcopy(norm, {id(slot): slot for slot in slots})
-    for module in list(copied.modules()):
-        if isinstance(module, Attached):
-            detach(module)
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()
-    return copied.requires_grad_(True).train()
+    return plain_copy(norm).requires_grad_(True).train()
 
 
 def _leaf_copy(norm: nn.Module) -> nn.Module:

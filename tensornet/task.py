@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from tensornet.attach import Content
+from tensornet.attach import Content, released
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import Delta
@@ -28,7 +28,7 @@ class Task(nn.Module):
         plans: its tensors.
         decompositions: the factors of each tensor, in the order of ``plans``.
         norms: its own normalisation layers by module path.
-        head: takes the place of the backbone's head; None keeps that.
+        head: takes the place of the backbone's head; None keeps that. Copies of the backbone's layers in it become ordinary.
         head_path: where the backbone's head is.
 
     Attributes:
@@ -52,7 +52,7 @@ class Task(nn.Module):
         self.plans = {plan.fold.name: plan for plan in plans}
         self.deltas = nn.ModuleDict({to_key(p.fold.name): d for p, d in zip(plans, decompositions, strict=True)})
         self.norms = nn.ModuleDict({to_key(path): norm for path, norm in norms.items()})
-        self.head = head
+        self.head = None if head is None else released(head)
         self.head_path = head_path
         self.classes: Sequence[str] | None = None
         self._parts: list[nn.Module | None] = []

@@ -783,6 +783,9 @@ def test_a_head_made_of_the_backbones_own_trains_and_is_saved_as_any(made, tmp_p
     net.save_task("a", tmp_path / "a")
     again = net.load_task(tmp_path / "a", "b")
     assert all(torch.equal(*pair) for pair in zip(task.head.parameters(), again.head.parameters(), strict=True))
+    given = net.load_task(tmp_path / "a", "c", head=made(net.backbone[1])).head
+    assert not any(isinstance(module, Attached) for module in given.modules())
+    assert torch.equal(next(given.parameters()), next(task.head.parameters()))
 
 
 def test_a_copy_of_a_head_of_several_layers_is_trainable_and_a_frozen_head_is_told():

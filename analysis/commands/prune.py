@@ -45,6 +45,7 @@ def prune(
 ) -> None:
     """Remove or round deltas that matter little; a pruned layer computes exactly what the backbone computes."""
     from tensornet.errors import ConfigError
+    from tensornet.files import read_task
 
     if (task is None) == (sweep is None):
         raise ConfigError("give a task folder to prune, or --sweep with the folder of a run")
@@ -64,7 +65,9 @@ def prune(
         raise ConfigError("--out says where the smaller task goes")
     if len(threshold) > 1:
         raise ConfigError(f"one task has one threshold; got {threshold}")
-    network = None if norms is None else named_backbone(task, backbone, data, weights, option)
+    network = None
+    if norms is not None:
+        network = named_backbone(backbone or read_task(task).record.backbone.name, data, weights, option)
     _prune(task, out, next(iter(threshold), None), keep, budget, energy, kind, norms, network, csv, json)
 
 

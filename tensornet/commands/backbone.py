@@ -39,17 +39,15 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def named_backbone(task: Path, backbone: str | None, data: Path, weights: str | None, options: Sequence[str]) -> nn.Module:
-    """The backbone that a task folder names, or another by name.
+def named_backbone(name: str, data: Path, weights: str | None, options: Sequence[str]) -> nn.Module:
+    """The backbone of a task, by the name that the task or `--backbone` gives.
 
     Raises:
-        BackboneError, TaskFileError: as `load_backbone` and `read_task`.
+        BackboneError: as `load_backbone`.
     """
     from tensornet.backbones import load_backbone
     from tensornet.errors import BackboneError
-    from tensornet.files import read_task
 
-    name = backbone or read_task(task).record.backbone.name
     try:
         return load_backbone(name, root=data, weights=weights, options=read_options(options))
     except BackboneError as error:
@@ -74,5 +72,5 @@ def on_its_backbone(
 
     record = read_task(task).record.backbone
     config = AdaptConfig("none", norms="shared", head=record.head or "none")
-    net = adapt(named_backbone(task, backbone, data, weights, options), config, name=record.name)
+    net = adapt(named_backbone(backbone or record.name, data, weights, options), config, name=record.name)
     return net, net.load_task(task, head=head).name
