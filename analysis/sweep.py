@@ -78,7 +78,7 @@ def sweep(
                 "kind": kind,
                 "threshold": float(threshold),
                 "sha256": file.record.sha256,
-                "data_hash": grid.data_hash(run.task),
+                "data_hash": grid.data.fingerprint(run.task),
             }
             done = known.get(_key(point))
             other_data = done is not None and done.get("data_hash") != point["data_hash"]
@@ -129,7 +129,7 @@ def _tested(grid: Grid, run: Run, file: TaskFile, threshold: float, kind: Kind, 
         rewrite_task(Path(folder) / "task", pruned.file)
         name = net.load_task(Path(folder) / "task").name
     net.set_task(name)
-    (_, test), image = grid.images(run), run.recipe.input
+    (_, test), image = grid.data.images(run), run.recipe.input
     found: dict[str, Any] = {
         "removed": len(pruned.removed),
         "layers": len(norms),
@@ -138,6 +138,6 @@ def _tested(grid: Grid, run: Run, file: TaskFile, threshold: float, kind: Kind, 
         "reestimated": None,
     }
     if reestimate:
-        estimate(net, name, grid.inputs(run))
+        estimate(net, name, grid.data.inputs(run))
         found["reestimated"] = evaluate(net, test, image)
     return found

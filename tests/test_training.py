@@ -50,7 +50,7 @@ def net(data_root):
 @pytest.fixture(scope="module")
 def images(data_root):
     grid = Grid(load_recipe(str(data_root / "recipe.toml")), data_root, data_root / "unused")
-    return grid.images(grid.runs[0])
+    return grid.data.images(grid.runs[0])
 
 
 def test_held_out_images_are_a_share_of_every_class_and_the_rest_is_trained_on():
@@ -72,9 +72,9 @@ def test_held_out_images_are_a_share_of_every_class_and_the_rest_is_trained_on()
 def test_a_run_with_a_holdout_never_sees_the_test_split(data_root, tmp_path):
     recipes = load_recipe(str(data_root / "recipe.toml"), ["train.holdout=0.25"])
     grid = Grid(recipes, data_root, tmp_path)
-    train, scored = grid.images(grid.runs[0])
+    train, scored = grid.data.images(grid.runs[0])
     assert (len(train), len(scored)) == (36, 12)
-    whole = grid.splits(grid.runs[0].task)[0]
+    whole = grid.data.splits(grid.runs[0].task)[0]
     assert set(train.split.images) | set(scored.split.images) == set(whole.images)
     held = ("--set", "train.holdout=0.25", "--set", "train.epochs=1")
     said = ran("train", data_root / "recipe.toml", "--data", data_root, "--out", tmp_path, "--task", "folders", *held)

@@ -75,7 +75,7 @@ class Setting:
         """−∂L/∂W on the training images, with a head trained for a few epochs on frozen features."""
         head_only = self._recipe.model_copy(update={"adapt": {"decomposition": NONE, "norms": "shared", "head": self.head}})
         net, image = self._grid.network(head_only), self._recipe.input
-        train, test = self._grid.images(self._run)
+        train, test = self._grid.data.images(self._run)
         settings = self._recipe.train.model_copy(
             update={"epochs": HEAD_EPOCHS, "method": "adapt", "start": "random", "distill": None}
         )
@@ -84,7 +84,7 @@ class Setting:
 
     def accuracy(self, network: nn.Module) -> float:
         """On the test split, in [0, 1]."""
-        return evaluate(network, self._grid.images(self._run)[1], self._recipe.input)
+        return evaluate(network, self._grid.data.images(self._run)[1], self._recipe.input)
 
     def inputs(self) -> list[Tensor]:
         """Training images without augmentation, normalised, in batches."""
@@ -92,15 +92,15 @@ class Setting:
 
     def training_inputs(self) -> Iterator[Tensor]:
         """An epoch of training images as training sees them."""
-        return self._grid.inputs(self._run)
+        return self._grid.data.inputs(self._run)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Of the task, in their order."""
-        return self._grid.splits(self._run.task)[0].classes
+        return self._grid.data.classes(self._run.task)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        train, _ = self._grid.images(self._run)
+        train, _ = self._grid.data.images(self._run)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._run.seed))[: self._images]
         chosen = (train.__getitems__(rows.tolist()) for rows in order.split(64))  # at random: files often lie class by class
         return as_tested(chosen, self._recipe.input)

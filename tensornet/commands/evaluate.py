@@ -76,7 +76,7 @@ def _folders(
     rows = []
     for folder, file in files.items():
         one = runs[names[folder]]
-        known, classes = file.record.classes, grid.splits(one.task)[1].classes
+        known, classes = file.record.classes, grid.data.classes(one.task)
         if known is not None and list(known) != list(classes):
             raise DataError(f"{folder} tells {', '.join(known)}, in this order; the data has {', '.join(classes)}")
         net = _with_task(grid, networks, one, folder)
@@ -121,7 +121,7 @@ def _tested(grid: Grid, one: Run, net: nn.Module) -> dict[str, Any]:
     from tensornet.data.images import Images
     from tensornet.training import fit
 
-    images = Images(grid.splits(one.task)[1], one.recipe.input.stored)
+    images = Images(grid.data.splits(one.task)[1], one.recipe.input.stored)
     before = grid.recorded(one)
     return {
         "variant": one.variant,

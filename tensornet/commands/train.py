@@ -59,7 +59,7 @@ def train(
 
 def print_check(grid: Grid, done: int, json: bool) -> None:
     """What a grid would run, and the data that it found."""
-    found = grid.found()
+    found = grid.data.summary()
     if json:
         print_json({"runs": len(grid.runs), "done": done, "teachers": len(grid.teachers_to_train()), "tasks": found})
         return

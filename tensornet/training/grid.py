@@ -7,24 +7,21 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-from torch import Tensor, nn
+from torch import nn
 
 from tensornet.atomic import make_folder, write_file
 from tensornet.backbones import load_backbone
-from tensornet.data.images import Images, check_readable
-from tensornet.data.sources import Split, held_out, read_domain
 from tensornet.errors import DataError, NonFiniteError, RecipeError, TensornetError
 from tensornet.network import AdaptedNetwork, adapt
 from tensornet.training.adapting import Row, result, save_network, saved_network, train_task
-from tensornet.training.batches import as_trained
 from tensornet.training.checks import nowhere, try_image, why_not_taught
-from tensornet.training.recipe import Recipe, TaskEntry
+from tensornet.training.recipe import Recipe
 from tensornet.training.recorded import read_row, together
 from tensornet.training.run import Run, every_run, picked, unknown
 from tensornet.training.table import markdown, scored_on, table
+from tensornet.training.task_data import TaskData
 
 
 class Grid:
@@ -52,11 +49,9 @@ class Grid:
         seeds: Sequence[int] = (),
     ) -> None:
         self.recipes = recipes
-        self.data = data
+        self.data = TaskData(data)
         self.out = out
-        self._splits: dict[TaskEntry, tuple[Split, Split]] = {}
-        self._hashes: dict[TaskEntry | str, str] = {}
-        self._images: tuple[tuple[TaskEntry, int, float], tuple[Images, Images]] | None = None
+        self._weights: dict[str, str] = {}
         self.runs = picked(every_run(recipes), only, variants, seeds)
         self._check(only, variants, seeds)
 
@@ -70,46 +65,15 @@ class Grid:
                 problems.append(f"{f'variant {variant}: ' if variant else ''}{error}")
             problems += [why] if (why := why_not_taught(variant, self.recipes)) is not None else []
         for entry in dict.fromkeys(run.task for run in self.runs):
-            try:
-                self._splits[entry] = self._read(entry)
-                for split in self._splits[entry]:
-                    check_readable(split)
-                if len(set(self._splits[entry][0].labels)) < 2:
-                    problems.append(f"task {entry.name}: there is one class alone, so nothing to tell apart")
-                for share in {run.recipe.train.holdout for run in self.runs if run.task == entry} - {0}:
-                    held_out(self._splits[entry][0], share)
-            except TensornetError as error:
-                problems.append(f"task {entry.name}: {error}")
+            problems += self.data.read(entry, (run.recipe.train.holdout for run in self.runs if run.task == entry))
         if problems:
             raise RecipeError("this recipe with this data", list(dict.fromkeys(problems)))
-
-    def _read(self, entry: TaskEntry) -> tuple[Split, Split]:
-        folder = self.data / entry.data
-        if entry.train is not None and entry.test is not None:
-            return read_domain(folder, folder / entry.train, folder / entry.test)
-        return read_domain(folder)
 
     def _backbone(self, recipe: Recipe) -> nn.Module:
         chosen = recipe.backbone
         L.seed_everything(0, verbose=False)  # what a backbone lacks in weights is the same in every run
-        return load_backbone(
-            chosen.source, root=self.data, pretrained=chosen.pretrained, options=chosen.options, weights=chosen.weights
-        )
-
-    def splits(self, task: TaskEntry) -> tuple[Split, Split]:
-        """The train and the test split of a task."""
-        return self._splits[task]
-
-    def found(self) -> list[dict[str, Any]]:
-        """What the data of each task are: how many images to train on and to test on, and the classes in their order."""
-        return [
-            {"task": entry.name, "train": len(train.labels), "test": len(test.labels), "classes": list(train.classes)}
-            for entry, (train, test) in self._splits.items()
-        ]
-
-    def inputs(self, run: Run) -> Iterator[Tensor]:
-        """An epoch of the training images of a run as its training saw them before they were mixed, normalised."""
-        return as_trained(self.images(run)[0], run.recipe.train, run.recipe.input, run.seed)
+        root, weights = self.data.folder, chosen.weights
+        return load_backbone(chosen.source, root=root, pretrained=chosen.pretrained, options=chosen.options, weights=weights)
 
     def network(self, recipe: Recipe) -> AdaptedNetwork:
         """The backbone of a recipe, adapted, with no task yet."""
@@ -133,15 +97,12 @@ class Grid:
     def _made_of(self, run: Run) -> dict[str, tuple[str, str]]:
         """What a run is made of beside its settings: the key of its row and the hash, by a word for people."""
         backbone = json.dumps([run.recipe.backbone.model_dump(mode="json"), run.recipe.adapt.get("head")])
-        if backbone not in self._hashes:
-            self._hashes[backbone] = self.network(run.recipe).identity()["stored"]
-        return {"weights": ("backbone_hash", self._hashes[backbone]), "data": ("data_hash", self.data_hash(run.task))}
-
-    def data_hash(self, task: TaskEntry) -> str:
-        """What tells the data of a task: see `Split.fingerprint`."""
-        if task not in self._hashes:
-            self._hashes[task] = "".join(split.fingerprint()[:32] for split in self._splits[task])
-        return self._hashes[task]
+        if backbone not in self._weights:
+            self._weights[backbone] = self.network(run.recipe).identity()["stored"]
+        return {
+            "weights": ("backbone_hash", self._weights[backbone]),
+            "data": ("data_hash", self.data.fingerprint(run.task)),
+        }
 
     def done(self) -> int:
         """How many of the runs are done already.
@@ -163,7 +124,7 @@ class Grid:
             before: is told of a teacher that has to be trained first, in a line.
         """
         recipe = run.recipe
-        train, test = self.images(run)
+        train, test = self.data.images(run)
         net = self.network(recipe)
         checkpoints = self.checkpoints(run)
         name, settings = run.task.name, recipe.train
@@ -184,7 +145,7 @@ class Grid:
         else:
             save_network(adapted.model, run.network(self.out))
         row = result(run.variant, net, name, settings, run.seed, adapted)
-        row |= {"classes": list(train.split.classes), "data_hash": self.data_hash(run.task), "digest": run.digest}
+        row |= {"classes": list(train.split.classes), "data_hash": self.data.fingerprint(run.task), "digest": run.digest}
         make_folder(run.record(self.out).parent)
         write_file(run.record(self.out), json.dumps(row, indent=1) + "\n")
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
@@ -217,7 +178,7 @@ class Grid:
         Raises:
             BackboneError, TaskFileError, MismatchError, RecipeError, MissingExtraError: as `saved_network`.
         """
-        classes = len(self._splits[run.task][0].classes)
+        classes = len(self.data.classes(run.task))
         return saved_network(self.network(run.recipe), run.network(self.out), classes, run.recipe.train)
 
     def checkpoints(self, run: Run) -> Path:
@@ -236,7 +197,7 @@ class Grid:
         Raises:
             DataError: it has others.
         """
-        classes = list(self._splits[run.task][0].classes)
+        classes = list(self.data.classes(run.task))
         trained = (self.recorded(run) or {}).get("classes", classes)
         if trained != classes:
             raise DataError(
@@ -292,13 +253,3 @@ class Grid:
         dumped = {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()}
         write_file(self.out / "recipe.json", json.dumps(dumped, indent=1) + "\n")
         return recipes
-
-    def images(self, run: Run) -> tuple[Images, Images]:
-        """What a run is trained and scored on; the images of the last task are kept."""
-        share = run.recipe.train.holdout
-        key = (run.task, run.recipe.input.stored, share)
-        if self._images is None or self._images[0] != key:
-            splits = self._splits[run.task]
-            train, scored = held_out(splits[0], share) if share else splits
-            self._images = (key, (Images(train, key[1]), Images(scored, key[1])))
-        return self._images[1]
