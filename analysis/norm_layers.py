@@ -73,6 +73,7 @@ def _change(own: Mapping[str, Tensor], shared: Mapping[str, Tensor], layer: nn.M
 
 def _affine(state: Mapping[str, Tensor], layer: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scale and shift of each channel, and mean and variance of what comes in."""
+    state = {name: tensor.cpu() for name, tensor in state.items()}
     any_one = next(tensor for name, tensor in state.items() if name != "num_batches_tracked")
     gamma = state.get("weight", torch.ones_like(any_one)).double()
     beta = state.get("bias", torch.zeros_like(any_one)).double()

@@ -1,5 +1,6 @@
 """Settings as a command line gives them."""
 
+import json
 import tomllib
 from typing import Any
 
@@ -16,4 +17,4 @@ def read_assignment(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(f"{key} = {value}")
     except tomllib.TOMLDecodeError:
-        return tomllib.loads(f"{key} = {value!r}")
+        return tomllib.loads(f"{key} = {json.dumps(value, ensure_ascii=False)}")  # escaped as TOML has it

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tensornet.errors import WriteError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _TRIES, _WAIT = 20, 0.01  # seconds
+_OLD = ".old"
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
@@ -22,21 +28,29 @@ def write_file(path: str | Path, data: bytes | str) -> None:
         WriteError: it cannot be written (no such folder, no permission, a full disk); what was there is still there.
     """
     path = Path(path)
-    temporary = None
+    temporary = _beside(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there any more, or never was
+            temporary.unlink()
+
+
+def write_figure(path: Path, figure: Figure, dpi: int) -> None:
+    """Write a figure in the format that the suffix of ``path`` names.
+
+    Raises:
+        WriteError: as `write_file`.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=dpi)
+    write_file(path, drawn.getvalue())
 
 
 def make_folder(path: Path) -> None:
@@ -75,12 +89,13 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
     temporary, old = None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        temporary.chmod(0o777 & ~_umask())
+        _restore(path)
+        temporary = _beside(path)
+        temporary.mkdir()
         for name, data in files.items():
             write_file(temporary / name, data)
         if path.exists():
-            old = temporary.with_name(temporary.name + ".old")
+            old = temporary.with_name(temporary.name + _OLD)
             path.rename(old)
         temporary.rename(path)
         for other in [] if old is None else [entry for entry in old.iterdir() if entry.name not in files]:
@@ -100,7 +115,11 @@ def write_folder(path: str | Path, files: Mapping[str, bytes | str], mark: str) 
 
 
 def read_folder(path: Path, names: Sequence[str]) -> list[bytes]:
-    """The files of one version of a folder that `write_folder` may be writing anew; the first of them tells versions apart.
+    """The files of one version of a folder that `write_folder` may be writing anew.
+
+    Args:
+        path: the folder; a version that a killed writer left beside it is put back.
+        names: of the files; the first has other contents in every version.
 
     Raises:
         OSError, ValueError: it cannot be read.
@@ -114,6 +133,7 @@ def read_folder(path: Path, names: Sequence[str]) -> list[bytes]:
             if not _being_written(path):
                 raise
         time.sleep(_WAIT)
+    _restore(Path(os.path.realpath(path)))
     return [(path / name).read_bytes() for name in names]
 
 
@@ -123,7 +143,15 @@ def _being_written(path: Path) -> bool:
     return path.parent.is_dir() and any(entry.name.startswith(f".{path.name}.") for entry in path.parent.iterdir())
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _restore(path: Path) -> None:
+    """Put back what a writer moved aside and was killed before it could replace."""
+    if path.exists() or not path.parent.is_dir():
+        return
+    left = [entry for entry in path.parent.iterdir() if entry.name.startswith(f".{path.name}.") and entry.suffix == _OLD]
+    for old in sorted(left, key=lambda entry: entry.stat().st_mtime)[-1:]:
+        old.rename(path)
+
+
+def _beside(path: Path) -> Path:
+    """A name that nobody else uses, for what is to become ``path``."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tensornet.delta import Delta
 from tensornet.errors import StateError
+from tensornet.hooks import clear_hooks
 from tensornet.kept import Kept
 from tensornet.paths.branch import Branch, Way, branch, transformed
 from tensornet.paths.compiled import numbered
@@ -235,9 +236,7 @@ def plain_copy(part: nn.Module) -> nn.Module:
     """A copy of a part of the backbone: `released`, and without its hooks, which stay around what takes its place."""
     slots = [module._slot for module in part.modules() if isinstance(module, Attached)]
     copied = released(copy.deepcopy(part, {id(slot): slot for slot in slots}))
-    for module in copied.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()
+    clear_hooks(copied)
     return copied
 
 

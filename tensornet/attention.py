@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -35,7 +36,7 @@ class SlowAttention:
 
     def path(self) -> AbstractContextManager[None]:
         """The context in which the backbone has to run."""
-        return _switched_off() if self._required and not torch.compiler.is_compiling() else nullcontext()
+        return _FastPath.off() if self._required and not torch.compiler.is_compiling() else nullcontext()
 
 
 def without_hooks(copied: nn.Module) -> nn.Module:
@@ -51,11 +52,25 @@ def _nothing(module: nn.Module, inputs: Any) -> None:
     pass
 
 
-@contextmanager
-def _switched_off() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+class _FastPath:
+    """PyTorch's switch of its fused attention, which is one for all threads: off while at least one asks for that."""
+
+    _lock = threading.Lock()
+    _asked = 0
+    _before = True
+
+    @classmethod
+    @contextmanager
+    def off(cls) -> Iterator[None]:
+        with cls._lock:
+            if cls._asked == 0:
+                cls._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            cls._asked += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                cls._asked -= 1
+                if cls._asked == 0:
+                    torch.backends.mha.set_fastpath_enabled(cls._before)

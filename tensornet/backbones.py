@@ -16,7 +16,7 @@ from torch import nn
 
 from tensornet.errors import BackboneError, near
 from tensornet.modules import modules_from_here
-from tensornet.names import behind_prefix
+from tensornet.states import behind_prefix, differences, tensors
 
 KINDS = ("hub", "python", "timm", "torchvision", "transformers")
 HEADLESS = "AutoModel"
@@ -82,13 +82,9 @@ def load_weights(backbone: nn.Module, path: Path, optional: Container[str] = ())
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"weights {path} cannot be read: {error}") from None
     own = backbone.state_dict()
-    wrong = [f"{k}: missing" for k in own if k not in state and k not in optional]
-    wrong += [f"{k}: unknown" for k in state if k not in own]
-    wrong += [
-        f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape
-    ]
+    wrong = differences({key: tensor for key, tensor in tensors(own).items() if key in state or key not in optional}, state)
     if wrong:
-        lines = "".join(f"\n  - {line}" for line in wrong[:20]) + f"\n{behind_prefix(own, state)}".rstrip()
+        lines = "".join(f"\n  - {line}" for line in wrong[:20]) + f"\n{behind_prefix(tensors(own), state)}".rstrip()
         raise BackboneError(f"weights {path} do not fit the network:{lines}")
     backbone.load_state_dict(own | state)
 

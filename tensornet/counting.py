@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -65,10 +64,3 @@ def count_tasks(backbone: nn.Module, config: AdaptConfig, tasks: int = 1) -> Cou
 def _numel(backbone: nn.Module, module: str, parameter: str) -> int:
     weight = backbone.get_submodule(module)._parameters[parameter]
     return 0 if weight is None else weight.numel()
-
-
-def listed(counts: Mapping[str, int], remark: str) -> str:
-    """The parameters of a backbone with a remark, and those of each task and their share, a line each."""
-    base, *own = counts.values()
-    lines = [f"  {name}: {n:,} parameters ({n / max(base, 1):.1%})" for name, n in zip(list(counts)[1:], own, strict=True)]
-    return "\n".join([f"{base:,} parameters; {remark}", *(lines or ["  no task yet"])])

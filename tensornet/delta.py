@@ -134,6 +134,12 @@ class Delta:
         return bottleneck.added_to(weight, self.scale).to(weight.dtype)
 
 
+def weight_change(before: Tensor, after: Tensor) -> Tensor:
+    """ΔW = after − before without a graph, in float32 at least, on the device of ``after``."""
+    wide = torch.promote_types(torch.promote_types(before.dtype, after.dtype), torch.float32)
+    return after.detach().to(wide) - before.detach().to(after.device, wide)
+
+
 def gathered(deltas: Mapping[str, Tensor], fold: Fold, chain: bool) -> Tensor:
     """The tensor that a fold makes of the deltas of its members: what `Delta.dense` takes apart.
 

@@ -17,6 +17,7 @@ from tensornet.attach import Content
 from tensornet.backbones import class_and_checkpoint
 from tensornet.errors import StateError
 from tensornet.network import AdaptedNetwork
+from tensornet.states import packed
 from tensornet.targets import inside
 
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -83,7 +84,7 @@ def export_task(net: AdaptedNetwork, name: str, path: str | Path) -> list[Export
     keyed = {f"{_INSIDE}{layer}.{key}": tensor for layer, own in tensors.items() for key, tensor in own.items()}
     files: dict[str, bytes | str] = {
         CONFIG: json.dumps(_config(net.backbone_name, ranks, whole), indent=1) + "\n",
-        TENSORS: save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in keyed.items()}, {"format": "pt"}),
+        TENSORS: save(packed(keyed), {"format": "pt"}),
         CARD: _card(name, net.backbone_name, net.head_path, {} if task.head is None else task.head.state_dict()),
     }
     write_folder(path, files, mark=CONFIG)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from tensornet.attach import plain_copy
 from tensornet.config import NONE, AdaptConfig
 from tensornet.decompositions import Decomposition
-from tensornet.delta import gathered
+from tensornet.delta import gathered, weight_change
 from tensornet.errors import ConfigError, MismatchError, NonFiniteError
 from tensornet.heads import build, describe
-from tensornet.names import behind_prefix
 from tensornet.network import AdaptedNetwork
 from tensornet.plan import TensorPlan
+from tensornet.states import behind_prefix, differences, tensors
 from tensornet.targets import candidates, key_of, matches
 from tensornet.task import Task
 
@@ -52,12 +51,12 @@ def extract_task(
             that the config shares, or weights of which a plan says nothing. Those to which the config gives no delta are
             left to it.
     """
-    state = _tensors(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
-    own = _tensors(net.backbone.state_dict())
+    state = tensors(tuned.state_dict() if isinstance(tuned, nn.Module) else tuned)
+    own = tensors(net.backbone.state_dict())
     inside = f"{net.head_path}." if net.head_path is not None else None
     outside = [key for key in own if inside is None or not key.startswith(inside)]
     theirs = {key: tensor for key, tensor in state.items() if inside is None or not key.startswith(inside)}
-    problems = _differences({key: own[key] for key in outside}, theirs)
+    problems = differences({key: own[key] for key in outside}, theirs)
     if problems:
         raise MismatchError("the tuned network is not of the backbone's architecture", problems, behind_prefix(own, state))
     for key in state:
@@ -88,24 +87,6 @@ def extract_task(
     return task
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A state dict without the extra states of modules, which may be anything."""
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], prefix: str = "") -> list[str]:
-    """How tensors differ in names and shapes."""
-    return [
-        *(f"{prefix}{key}: missing" for key in wanted if key not in found),
-        *(f"{prefix}{key}: unknown" for key in found if key not in wanted),
-        *(
-            f"{prefix}{key}: {tuple(found[key].shape)}, not {tuple(tensor.shape)}"
-            for key, tensor in wanted.items()
-            if key in found and found[key].shape != tensor.shape
-        ),
-    ]
-
-
 def _untied(task: Task, state: Mapping[str, Tensor]) -> set[str]:
     """Weights that are one in the backbone, so that one delta serves them, and no longer are in a state dict."""
     targets = [member.target for plan, _ in task.tensors() for member in plan.fold.members]
@@ -133,8 +114,7 @@ def _decomposed(plan: TensorPlan, before: Mapping[str, Tensor], after: Mapping[s
     deltas = {}
     for member in plan.fold.members:
         key = member.target.key
-        wide = torch.promote_types(torch.promote_types(before[key].dtype, after[key].dtype), torch.float32)
-        deltas[member.target.name] = (after[key].to("cpu", wide) - before[key].to("cpu", wide)) / plan.scale
+        deltas[member.target.name] = weight_change(before[key], after[key].cpu()) / plan.scale
     return plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed)
 
 
@@ -157,13 +137,13 @@ def _head(net: AdaptedNetwork, state: Mapping[str, Tensor]) -> nn.Module | None:
     if net.head_path is None:
         return None
     own = net.backbone.get_submodule(net.head_path)
-    tensors = {k.removeprefix(f"{net.head_path}."): v for k, v in state.items() if k.startswith(f"{net.head_path}.")}
+    given = {k.removeprefix(f"{net.head_path}."): v for k, v in state.items() if k.startswith(f"{net.head_path}.")}
     copied = plain_copy(own)
-    head = _of_other_classes(copied, tensors) or copied
-    problems = _differences(_tensors(head.state_dict()), tensors, f"{net.head_path}.")
+    head = _of_other_classes(copied, given) or copied
+    problems = differences(tensors(head.state_dict()), given, f"{net.head_path}.")
     if problems:
         raise MismatchError("the tuned head is not of the kind of the backbone's", problems)
-    head.load_state_dict(tensors, strict=False)
+    head.load_state_dict(given, strict=False)
     return head
 
 

@@ -35,6 +35,7 @@ from tensornet.records import (
     plans_of,
     record_of,
 )
+from tensornet.states import packed
 from tensornet.task import Task
 from tensornet.versions import versions_counted
 
@@ -184,7 +185,8 @@ def _checked_classes(task: Task) -> list[str] | None:
     if task.classes is None:
         return None
     classes = task.classes
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+    names = isinstance(classes, Iterable) and not isinstance(classes, str)
+    if not names or not all(isinstance(name, str) for name in classes):
         raise StateError(f"task {task.name!r}: its classes should be names in the order of the outputs; got {classes!r}")
     width = None if task.head is None else outputs(task.head)
     if width is not None and len(classes) != width:
@@ -193,8 +195,8 @@ def _checked_classes(task: Task) -> list[str] | None:
 
 
 def _write(path: str | Path, record: TaskRecord, tensors: Mapping[str, Tensor], text: str) -> None:
-    packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
-    data = save(packed, {"record": content_hash(record)})  # one entry: several are written in any order
+    metadata = {"record": content_hash(record)}  # one entry: the order in which several are written varies
+    data = save(packed(dict(sorted(tensors.items()))), metadata)
     record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     write_folder(path, {JSON: json.dumps(as_written(record), indent=1) + "\n", TENSORS: data, CARD: text}, mark=JSON)
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tensornet.errors import StateError
+from tensornet.states import tensors
+from tensornet.versions import state
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -26,14 +28,15 @@ class Identity:
     def __init__(self, backbone: nn.Module, head: str | None) -> None:
         self._backbone = backbone
         self._head = head
-        self._known: tuple[list[Any], dict[str, str]] | None = None
-        self._first = self._state(), marks(backbone, head)
+        self._first = marks(backbone, head)
+        self._known: tuple[Any, dict[str, str]] | None = None
 
     def hashes(self) -> dict[str, str]:
         """As `fingerprint`."""
-        state = self._state()
-        if self._known is None or self._known[0] != state:
-            self._known = (state, fingerprint(self._backbone, self._head))
+        held = [*self._backbone.parameters(), *self._backbone.buffers()]
+        seen = list(map(state, held)), marks(self._backbone, self._head)  # states do not tell of `p.data.add_(1)`
+        if self._known is None or self._known[0] != seen:
+            self._known = (seen, fingerprint(self._backbone, self._head))
         return self._known[1]
 
     def warn_of_changes(self, task: str) -> None:
@@ -42,10 +45,7 @@ class Identity:
         Warns:
             UserWarning: they have, outside the head; another dtype is no change.
         """
-        state, before = self._first
-        if self._state() == state:
-            return
-        now = marks(self._backbone, self._head)
+        before, now = self._first, marks(self._backbone, self._head)
         same_dtype = [name for name, mark in now.items() if name in before and mark[0] == before[name][0]]
         changed = [name for name in same_dtype if now[name] != before[name]]
         if changed:
@@ -56,10 +56,6 @@ class Identity:
                 stacklevel=3,
             )
 
-    def _state(self) -> list[Any]:
-        held = [*self._backbone.parameters(), *self._backbone.buffers()]
-        return [(t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in held]
-
 
 def fingerprint(backbone: nn.Module, head: str | None) -> dict[str, str]:
     """SHA-256 over name, dtype, shape and bytes of every tensor outside the head.
@@ -69,7 +65,7 @@ def fingerprint(backbone: nn.Module, head: str | None) -> dict[str, str]:
         of the same tensors with every floating-point value converted to it.
     """
     hashes = {"stored": hashlib.sha256()} | {name: hashlib.sha256() for name in DTYPES}
-    for name, tensor in tensors(backbone, head).items():
+    for name, tensor in outside_head(backbone, head).items():
         for label, digest in hashes.items():
             same = label == "stored" or not tensor.is_floating_point()
             converted = tensor if same else tensor.to(DTYPES[label])
@@ -80,7 +76,7 @@ def fingerprint(backbone: nn.Module, head: str | None) -> dict[str, str]:
 
 def marks(backbone: nn.Module, head: str | None) -> dict[str, tuple[torch.dtype, int]]:
     """The dtype of every tensor outside the head, and the sum of its bytes by eights: much faster than a fingerprint."""
-    return {name: (tensor.dtype, _sum(tensor)) for name, tensor in tensors(backbone, head).items()}
+    return {name: (tensor.dtype, _sum(tensor)) for name, tensor in outside_head(backbone, head).items()}
 
 
 def _sum(tensor: Tensor) -> int:
@@ -103,19 +99,16 @@ def head_fingerprint(backbone: nn.Module, head: str | None) -> str | None:
     if head is None:
         return None
     digest = hashlib.sha256()
-    for name, tensor in tensors(backbone.get_submodule(head), None).items():
+    for name, tensor in outside_head(backbone.get_submodule(head), None).items():
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
-def tensors(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
+def outside_head(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
     """Every parameter and buffer of the backbone outside its head, by name."""
-    return {
-        name: tensor.detach()
-        for name, tensor in backbone.state_dict().items()
-        if isinstance(tensor, Tensor) and (head is None or not name.startswith(head + "."))  # no extra states
-    }
+    every = tensors(backbone.state_dict())
+    return {name: tensor.detach() for name, tensor in every.items() if head is None or not name.startswith(head + ".")}
 
 
 def _bytes(tensor: Tensor) -> bytes:

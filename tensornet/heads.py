@@ -40,17 +40,19 @@ _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 _KEEP_THE_WIDTH = (
     *(nn.Sequential, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.GELU),
-    *(nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, nn.Upsample),
+    *(nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, nn.Upsample),
 )
+_DEEPEST = 16
+"""Sequential heads inside each other."""
 _STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 _BY_NAME = {cls.__name__: cls for cls in _ARGUMENTS}
 
 
-def describe(head: nn.Module) -> dict[str, Any]:
+def describe(head: nn.Module, depth: int = 0) -> dict[str, Any]:
     """The head as data: its type, the arguments that make it, its children; {"type": "custom"} where that is unknown."""
-    if type(head) is nn.Sequential:
+    if type(head) is nn.Sequential and depth < _DEEPEST:
         shared = len({id(p) for p in head.parameters()}) < sum(1 for _ in head.named_parameters(remove_duplicate=False))
-        layers = {name: describe(child) for name, child in head._modules.items() if child is not None}
+        layers = {name: describe(child, depth + 1) for name, child in head._modules.items() if child is not None}
         if shared or any(layer["type"] == "custom" for layer in layers.values()):
             return {"type": "custom"}
         return {"type": "Sequential", "layers": layers}
@@ -59,6 +61,8 @@ def describe(head: nn.Module) -> dict[str, Any]:
     spec = {"type": type(head).__name__} | {name: _plain(getattr(head, name)) for name in _ARGUMENTS[type(head)]}
     if isinstance(head, _LAYERS) or (isinstance(head, nn.LayerNorm) and head.elementwise_affine):
         spec["bias"] = head.bias is not None
+    elif spec.get("affine") and head._parameters.get("bias") is None:
+        spec["bias"] = False
     return spec
 
 
@@ -80,7 +84,7 @@ def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
     """
     arguments = dict(spec)
     kind = arguments.pop("type", None)
-    if kind == "Sequential" and depth < 4 and isinstance(arguments.get("layers"), dict):
+    if kind == "Sequential" and depth < _DEEPEST and isinstance(arguments.get("layers"), dict):
         head = nn.Sequential()
         for name, layer in arguments["layers"].items():
             if not isinstance(name, str) or not isinstance(layer, dict) or not name or "." in name or hasattr(head, name):
@@ -90,7 +94,9 @@ def build(spec: dict[str, Any], depth: int = 0) -> nn.Module:
     if kind not in _BY_NAME:
         raise TaskFileError(f"the head is of a kind that a file cannot describe ({kind!r}); pass head=… to load it")
     allowed = {*_ARGUMENTS[_BY_NAME[kind]]}
-    if _BY_NAME[kind] in _LAYERS or (kind == "LayerNorm" and arguments.get("elementwise_affine")):
+    told = _BY_NAME[kind] in _LAYERS or (kind == "LayerNorm" and arguments.get("elementwise_affine"))
+    without = arguments.get("affine") and arguments.get("bias") is False
+    if told or without:
         allowed.add("bias")
     each = [v for value in arguments.values() for v in (value if isinstance(value, list) else [value])]
     sizes = [v for v in each if isinstance(v, int) and not isinstance(v, bool)]

@@ -10,10 +10,9 @@ from torch import nn
 
 from tensornet.attach import Attached, detach
 from tensornet.attention import without_hooks
+from tensornet.hooks import CALL_HOOKS
 from tensornet.lean import ordinary
 from tensornet.slots import Contents
-
-_HOOKS = [name for name in vars(nn.Module()) if name.startswith(("_forward", "_backward")) and "hooks" in name]
 
 
 def merged_copy(backbone: nn.Module, contents: Contents) -> nn.Module:
@@ -64,6 +63,6 @@ def _hooked(module: nn.Module, layer: nn.Module) -> None:
     """The hooks of ``layer`` go around those of the module that takes its place, as they do in the adapted network."""
     if module._is_full_backward_hook is None:
         module._is_full_backward_hook = layer._is_full_backward_hook
-    for name in _HOOKS:
+    for name in CALL_HOOKS:
         own, around = getattr(module, name), getattr(layer, name)
         setattr(module, name, around | own if "pre" in name else own | around)

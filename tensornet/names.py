@@ -59,15 +59,6 @@ def inputs_and_names(args: tuple[Any, ...], tasks: object) -> tuple[tuple[Any, .
     return args, list(dict.fromkeys(row_names(tasks)))
 
 
-def behind_prefix(own: Iterable[str], given: Iterable[str]) -> str:
-    """A sentence where all of a network's ``own`` names are ``given`` behind one prefix, as wrappers write them; or ""."""
-    wanted, found = list(own), set(given)
-    for prefix in ("module.", "backbone.", "model.", "_orig_mod."):
-        if wanted and all(prefix + name in found for name in wanted):
-            return f"Every name is there behind the prefix {prefix!r}: take it off the keys first."
-    return ""
-
-
 def to_key(path: str) -> str:
     """A module path as one key without dots: '.' becomes '/', '/' and '~' are escaped as '~1' and '~0'.
 

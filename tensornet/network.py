@@ -12,7 +12,6 @@ from torch import nn
 
 from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig, check_config
-from tensornet.counting import listed
 from tensornet.errors import ConfigError, NameTakenError, UnknownNameError
 from tensornet.files import read_task, write_task
 from tensornet.fingerprint import Identity
@@ -152,9 +151,9 @@ class AdaptedNetwork(nn.Module):
             UnknownNameError: there is none of that name.
             StateError: a layer of the backbone was replaced since it was adapted.
         """
-        contents = self._contents(name)
-        self._slots.check_places()
         with self._turns.taken():
+            contents = self._contents(name)
+            self._slots.check_places()
             self._slots.fill(contents, self._path)
             self._active = name
             self._attention.require(name is not None)
@@ -184,8 +183,10 @@ class AdaptedNetwork(nn.Module):
     def path(self, path: Way) -> None:
         if path not in ("auto", "weight", "activations"):
             raise ConfigError(f"path must be 'auto', 'weight' or 'activations'; got {path!r}")
-        self._path = path
-        self.set_task(self._active)
+        with self._turns.taken():
+            self._slots.check_places()
+            self._path = path
+            self.set_task(self._active)
 
     def forward(self, *args: Any, tasks: Sequence[str | None] | None = None, **kwargs: Any) -> Any:
         """The backbone with the task that is set, or with one task per row.
@@ -308,13 +309,21 @@ class AdaptedNetwork(nn.Module):
         return self._identity.hashes()
 
     def parameter_counts(self) -> dict[str, int]:
-        """How many parameters the backbone and each task have."""
-        own = {from_key(key): task.parameter_counts()["total"] for key, task in list(self._tasks.items())}  # type: ignore[operator]
-        return {"backbone": sum(p.numel() for p in self.backbone.parameters())} | own
+        """How many parameters the backbone has, under "backbone", and each task; one of that name is left out."""
+        base, own = self._sizes()
+        return {"backbone": base} | {name: size for name, size in own.items() if name != "backbone"}
 
     def __repr__(self) -> str:
         active = "the untouched backbone" if self._active is None else f"task {self._active!r}"
-        return f"AdaptedNetwork({self.backbone_name}: {listed(self.parameter_counts(), f'{active} is set')})"
+        base, own = self._sizes()
+        lines = [f"  {name}: {size:,} parameters ({size / max(base, 1):.1%})" for name, size in own.items()]
+        counted = "\n".join([f"{base:,} parameters; {active} is set", *(lines or ["  no task yet"])])
+        return f"AdaptedNetwork({self.backbone_name}: {counted})"
+
+    def _sizes(self) -> tuple[int, dict[str, int]]:
+        """The parameters of the backbone, and those of each task."""
+        own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
+        return sum(p.numel() for p in self.backbone.parameters()), own
 
     def _contents(self, name: str | None) -> Contents:
         return NO_CONTENTS if name is None else self[name].contents()

@@ -104,15 +104,15 @@ class Prefix:
         """Inside, one run of the network uses or makes the record."""
         self._cursor = 0
         own = {id(module): module.__dict__.get("forward") for module in self._modules}
-        for module in self._modules:
-            module.__dict__["forward"] = self._remembered(module, module.forward)
-        for module in self._readers:
-            module._slot.on_read = self._part
         try:
+            for module in self._modules:
+                module.__dict__["forward"] = self._remembered(module, module.forward)
+            for module in self._readers:
+                module._slot.on_read = self._part
             yield
         finally:
             for module in self._modules:
-                del module.__dict__["forward"]
+                module.__dict__.pop("forward", None)
                 if own[id(module)] is not None:
                     module.__dict__["forward"] = own[id(module)]
             for module in self._readers:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tensornet.attach import Attached, Slot, Unroutable
+from tensornet.hooks import clear_hooks
 from tensornet.rows import CONSTANTS, batch_size, mapped, taken
 from tensornet.slots import Contents, Slots
 from tensornet.versions import versions_counted
@@ -139,9 +140,7 @@ def _skeleton(backbone: nn.Module, slots: Slots, every: Sequence[Contents], rout
         for content in slot.contents:
             memo[id(content)] = content
     copied = copy.deepcopy(backbone, memo)
-    for layer in copied.modules():
-        for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
-            hooks.clear()
+    clear_hooks(copied)
     return copied
 
 

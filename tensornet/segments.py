@@ -115,9 +115,10 @@ def _joinable(parts: Sequence[Any]) -> bool:
 
 def _has_fixed_statistics(norm: nn.Module | None) -> bool:
     """Whether it is a stock batch norm in eval mode: a scale and a shift per channel."""
-    if not isinstance(norm, _BatchNorm) or type(norm).forward not in _BATCH_NORMS or norm.training or not norm.affine:
+    if not isinstance(norm, _BatchNorm) or type(norm).forward not in _BATCH_NORMS or norm.training:
         return False
-    return norm.running_mean is not None and not (norm._forward_hooks or norm._forward_pre_hooks)
+    whole = norm.weight is not None and norm.bias is not None and norm.running_mean is not None
+    return whole and not (norm._forward_hooks or norm._forward_pre_hooks)
 
 
 def _normalised(norms: Sequence[Any], x: Tensor, bounds: Sequence[int]) -> Tensor:

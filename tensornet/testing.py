@@ -78,6 +78,9 @@ def _check_measures(cls: type[Decomposition], shape: Shape, rank: int | tuple[in
     size = float(dense_a.norm())
     _close(a.norm().item(), size, size, f"{where}: norm")
     _close(a.inner(b).item(), float((dense_a * dense_b).sum()), size * float(dense_b.norm()), f"{where}: inner")
+    doubled = {name: 2 * factor if name == cls.zero else factor for name, factor in a.factors().items()}
+    twice = cls.reconstruct(doubled, shape).detach()
+    _equal(twice, 2 * dense_a, f"{where}: linear in {cls.zero!r}, the factor that a scale multiplies")
     _close(a.float().inner(a).item(), size**2, size**2, f"{where}: inner of float32 factors", 1e-5)
 
 

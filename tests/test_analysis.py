@@ -251,3 +251,10 @@ def test_likeness_is_that_of_the_dense_deltas(kinds, tmp_path):
 def test_thresholds_of_a_sweep_are_finite():
     assert _spread([0.1, 0.2, float("inf"), float("nan")])[-1] == pytest.approx(0.202)
     assert all(map(math.isfinite, _spread([float("inf")])))
+
+
+def test_a_figure_below_a_file_is_no_figure(folders, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(WriteError, match="cannot write"):
+        save_figure(layer_lines(analysis.norms(folders[1]), "title", "label"), tmp_path / "file" / "f.png")
+    assert (tmp_path / "file").read_text() == "mine"

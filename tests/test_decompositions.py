@@ -220,3 +220,19 @@ def test_terms_that_are_rounding_errors_are_no_terms(name):
     torch.testing.assert_close(norms.square().sum(), tensor.square().sum(), rtol=1e-5, atol=0)
     zero = {key: torch.zeros_like(factor).double() for key, factor in made.factors().items()}
     assert float(cls.component_norms(zero, shape).sum()) == 0
+
+
+def test_a_decomposition_that_no_scale_can_multiply_fails_the_check():
+    @tn.register("curved")
+    class Curved(CP):
+        @classmethod
+        def reconstruct(cls, factors, shape):
+            return torch.sinh(super().reconstruct(factors, shape))
+
+        squared_norm = inner_product = classmethod(lambda *_: None)
+
+    try:
+        with pytest.raises(AssertionError, match="linear in"):
+            check_decomposition(Curved)
+    finally:
+        del DECOMPOSITIONS._items["curved"]

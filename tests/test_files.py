@@ -550,3 +550,44 @@ def test_a_norm_of_another_kind_is_not_saved(other, saved):
     with pytest.raises(StateError, match=f"task 't': its norm .* is a {type(other).__name__} with .* has a BatchNorm2d"):
         net.save_task("t", path)
     assert tn.read_task(path).name == "t"
+
+
+def test_a_backbone_that_has_changed_behind_the_counters_has_another_hash(saved):
+    net, path = saved
+    before = net.identity()["stored"]
+    net.backbone.conv1.weight.data.add_(1)
+    assert net.identity()["stored"] != before
+    with pytest.warns(UserWarning, match="have changed since it was adapted"):
+        net.save_task("t", path)
+
+
+@pytest.mark.parametrize("act", ["read", "write"])
+def test_a_writer_that_is_killed_between_two_versions_leaves_the_one_before(saved, act, monkeypatch):
+    net, path = saved
+    (path / "notes.txt").write_text("mine")
+    before = net["t"].state_dict()
+    path.rename(path.with_name(".t.0badcafe.old"))  # as far as it came
+    path.with_name(".t.0badcafe").mkdir()
+    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: None)
+    if act == "write":
+        net.save_task("t", path)
+    file = tn.read_task(path)
+    assert all(torch.equal(tensor, before[f"head.{name}"]) for name, tensor in file.head.items())
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_files_and_folders_have_the_rights_that_the_process_gives(saved, tmp_path):
+    net, _ = saved
+    before = os.umask(0o027)
+    try:
+        net.save_task("t", tmp_path / "u")
+    finally:
+        os.umask(before)
+    assert [oct((tmp_path / name).stat().st_mode & 0o777) for name in ("u", "u/task.json")] == ["0o750", "0o640"]
+
+
+def test_classes_that_are_no_list_are_refused(saved, tmp_path):
+    net, _ = saved
+    net["t"].classes = 3
+    with pytest.raises(StateError, match="its classes should be names"):
+        net.save_task("t", tmp_path / "u")

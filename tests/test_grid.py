@@ -288,3 +288,15 @@ def test_a_folder_that_cannot_be_read(train, data, monkeypatch):
 def test_results_that_can_go_nowhere_are_found_before_the_first_training(train, tmp_path, below):
     (tmp_path / "out").write_text("a file")
     assert "is a file; name a folder" in refused(*train(), "--out", tmp_path / "out" / below, "--check")
+
+
+def test_a_recipe_that_is_no_table_is_told(train, tmp_path):
+    ran(*train(), "--task", "folders", "--set", "train.epochs=1")
+    (tmp_path / "out" / "recipe.json").write_text("[]")
+    with pytest.raises(RecipeError, match="holds no table"):
+        recorded_recipes(tmp_path / "out")
+
+
+def test_a_pattern_with_a_backslash_is_taken_as_it_is(train):
+    told = counted(*train(), "--set", r"adapt.targets=\d")
+    assert told["done"] == 0

@@ -388,3 +388,16 @@ def test_how_often_the_shared_layers_run(way, names, mode):
             alone = net(own[None])
         wanted = split_rows(alone, 1)[0]
         torch.testing.assert_close(row, wanted)
+
+
+def test_batch_norms_without_a_bias():
+    net = tn.adapt(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, bias=False), nn.Flatten(), nn.Linear(16, 2)).eval())
+    for seed, name in enumerate("ab"):
+        trained(net.add_task(name), seed=seed)
+    net.eval()
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        rows = net(x, tasks=["a", "b"])
+        for i, name in enumerate("ab"):
+            with net.task(name):
+                torch.testing.assert_close(rows[i], net(x[i : i + 1])[0])

@@ -1,6 +1,7 @@
 """The life of a task, and what must not move meanwhile."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from tensornet.errors import (
     TargetError,
     UnknownNameError,
 )
+from tensornet.paths import branch
+from tensornet.paths.lowrank import chosen
+from tensornet.paths.rule import COSTS, Cost
 from tests.toys import Encoder, ResNet, Transformer, trained
 
 
@@ -522,3 +526,35 @@ def test_same_seed_same_bytes(tmp_path):
         net.save_task("t", tmp_path / str(i))
         written.append([(tmp_path / str(i) / name).read_bytes() for name in ("task.json", "task.safetensors", "README.md")])
     assert written[0] == written[1]
+
+
+def test_a_task_of_the_name_of_the_backbone_is_counted_apart():
+    net = resnet()
+    size = sum(p.numel() for p in net.backbone.parameters())
+    own = net.add_task("backbone").parameter_counts()["total"]
+    assert net.parameter_counts() == {"backbone": size}
+    assert f"{size:,} parameters; the untouched backbone is set\n  backbone: {own:,} parameters" in repr(net)
+
+
+def test_a_path_that_is_refused_leaves_the_one_of_before():
+    net = resnet()
+    net.add_task("t")
+    net.backbone.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+    with pytest.raises(StateError, match="was replaced"):
+        net.path = "weight"
+    assert net.path == "auto"
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_on_the_weight_gradients_of_inputs_are_too(mode, monkeypatch):
+    monkeypatch.setitem(COSTS, "cpu", replace(COSTS["cpu"], build=Cost(1.0, 0.0, 0.0)))  # the rule would not
+    taken = []
+    monkeypatch.setattr(branch, "chosen", lambda *args: taken.append(chosen(*args)) or taken[-1])
+    net = resnet()
+    getattr(net, mode)()
+    net.add_task("t")
+    net.path = "weight"
+    net.set_task("t")
+    net(torch.randn(2, 3, 8, 8, requires_grad=True)).sum().backward()
+    assert taken
+    assert all((path.forward, path.inputs) == ("weight", "weight") for path in taken)

@@ -741,3 +741,23 @@ def test_a_budget_is_not_spent_on_rounding(calibrated):
     plan = analysis.choose(base, tuned, 1.0, ["low_rank", "dense"], torch.randn(64, 32) if calibrated else None)
     assert list(plan.table["parameters"]) == [3 * 64, 2 * 56]
     assert plan.error == plan.bound == 0
+
+
+def test_changes_of_double_precision_are_not_rounded_away():
+    base, tuned = (network.double() for network in pair(scale=1e-9))
+    found = changes(base, tuned)
+    weights = dict(tuned.named_parameters())
+    for change in found:
+        own = weights[change.target.key] - dict(base.named_parameters())[change.target.key]
+        torch.testing.assert_close(change.delta, own.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("budget", "said"), [(1.5, "a share in"), (0, "a positive number"), (True, "a positive number")])
+def test_a_budget_is_looked_at_before_anything_is_run(budget, said):
+    def never():
+        raise AssertionError("calibrated")
+        yield
+
+    base, tuned = pair()
+    with pytest.raises(ConfigError, match=said):
+        analysis.choose(base, tuned, budget, calibration=never())

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -124,3 +125,16 @@ def test_a_copy_that_is_made_in_the_middle_of_a_mixed_batch_is_whole():
     for name, wanted in expected.items():
         with copies[0].task(name):
             torch.testing.assert_close(copies[0](x), wanted)
+
+
+def test_fused_attention_comes_back_when_the_last_thread_is_done():
+    attention = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)).eval()
+    net = tn.adapt(attention, tn.AdaptConfig(rank=1))
+    net.add_task("a")
+    net.set_task("a")
+    first, second = net._attention.path(), net._attention.path()
+    with ExitStack() as ends_last:
+        with first:
+            ends_last.enter_context(second)
+        assert not torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -21,7 +21,7 @@ from tensornet.cli import app
 from tensornet.config import Choice
 from tensornet.data.augment import mixed_pairs
 from tensornet.data.sources import Split, held_out
-from tensornet.errors import ConfigError, DataError, RecipeError
+from tensornet.errors import ConfigError, DataError, RecipeError, WriteError
 from tensornet.peers import PEERS, norms_and_head, with_peer
 from tensornet.training import fit
 from tensornet.training import grid as grid_module
@@ -648,3 +648,20 @@ def test_teachers_that_cannot_teach(teacher, words, data_root, tmp_path):
     text += "[variants.other]\ntrain = { holdout = 0.25 }\n"
     (tmp_path / "r.toml").write_text(text)
     assert words in refused("train", tmp_path / "r.toml", "--data", data_root, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", ["data", "checkpoint"])
+def test_errors_of_the_system_are_told_apart(where, net, images, tmp_path, monkeypatch):
+    train, test = images
+
+    def broken(self, indices):
+        raise OSError("a socket")
+
+    (tmp_path / "file").write_text("")
+    task = net.add_task("t", nn.Linear(32, 3))
+    net.set_task("t")
+    if where == "data":
+        monkeypatch.setattr(type(train), "__getitems__", broken)
+    with pytest.raises(OSError, match="a socket" if where == "data" else "cannot be kept in") as raised:
+        fit.fit(net, task, train, test, settings(), IMAGE, 0, checkpoints=tmp_path / "file" / "state", progress=False)
+    assert (type(raised.value) is WriteError) == (where == "checkpoint")

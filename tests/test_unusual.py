@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tensornet as tn
 from tensornet.attach import Attached
+from tensornet.backbones import load_weights
 from tensornet.errors import (
     BackboneError,
     ConfigError,
@@ -33,6 +34,8 @@ from tensornet.errors import (
     UnknownNameError,
     WriteError,
 )
+from tensornet.heads import describe
+from tensornet.training.adapting import save_network
 from tests.toys import trained
 
 
@@ -333,6 +336,8 @@ def test_hooks_of_a_norm_run_once():
         lambda: nn.Sequential(nn.Linear(8, 8), nn.GELU("tanh"), nn.LayerNorm(8, bias=False), nn.Linear(8, 3, bias=False)),
         lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=0.01, affine=False), nn.Tanh(), nn.Linear(8, 3)),
         lambda: nn.Sequential(nn.LayerNorm(8, elementwise_affine=False), nn.Dropout(0.3), nn.Linear(8, 3)),
+        lambda: nn.Sequential(nn.GroupNorm(2, 8, bias=False), nn.BatchNorm1d(8, bias=False), nn.Linear(8, 3)),
+        lambda: functools.reduce(lambda inner, _: nn.Sequential(inner), range(6), nn.Linear(8, 3)),
     ],
 )
 def test_heads_are_rebuilt_as_they_were(head, tmp_path):
@@ -597,7 +602,10 @@ def test_states_that_are_no_tensors_and_parameters_that_are_no_real_numbers(tmp_
     net.save_task("a", tmp_path / "a")
     net.load_task(tmp_path / "a", "again")
     tn.extract_task(net, "tuned", tuned)
-    assert net.merged("a")[0].weight.requires_grad
+    plain = net.merged("a")
+    assert plain[0].weight.requires_grad
+    save_network(plain, tmp_path / "plain.safetensors")
+    load_weights(copy.deepcopy(plain), tmp_path / "plain.safetensors", optional={"0.order"})
 
 
 def test_a_head_that_is_assigned_while_its_task_is_set():
@@ -1033,3 +1041,27 @@ def test_every_way_to_give_forward_tasks_its_inputs():
         net.forward_tasks()
     with pytest.raises(ShapeError, match="tasks must be a list of names"):
         net.forward_tasks(x)
+
+
+def test_a_head_deeper_than_a_file_describes_is_custom(tmp_path):
+    head = functools.reduce(lambda inner, _: nn.Sequential(inner), range(40), nn.Linear(8, 3))
+    assert describe(head) == {"type": "custom"}
+
+
+def test_a_head_behind_a_batch_norm_has_to_have_the_width_of_the_backbones():
+    net = tn.adapt(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)))
+    with pytest.raises(ShapeError, match="8"):
+        net.add_task("a", nn.Sequential(nn.BatchNorm1d(9), nn.Linear(9, 3)))
+
+
+def test_every_hook_of_a_head_is_left_off_its_copy():
+    calls = []
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 5)))
+    backbone[1].register_full_backward_pre_hook(lambda module, g: calls.append("pre"))
+    backbone[1].register_full_backward_hook(lambda module, g, out: calls.append("post"))
+    tuned = copy.deepcopy(backbone)
+    net = tn.adapt(backbone, tn.AdaptConfig(rank=1, head="1"))
+    tn.extract_task(net, "a", tuned)
+    net.set_task("a")
+    net(torch.randn(2, 6, requires_grad=True)).sum().backward()
+    assert calls == ["pre", "post"]

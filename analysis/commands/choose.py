@@ -45,6 +45,7 @@ def choose(
     from analysis.commands.amounts import amount
     from analysis.selection import choose as select
     from tensornet.atomic import write_file
+    from tensornet.decompositions import decomposition
     from tensornet.errors import ConfigError
 
     if reestimate and extract is None:
@@ -57,7 +58,10 @@ def choose(
         raise ConfigError("--test extracts from the checkpoint --tuned on the data of --recipe: give both")
     if recipe and tuned is None and unit == "multiply_adds":
         raise ConfigError("multiply-adds are counted on the inputs of a fine-tuned network: give --tuned")
+    limit = amount(budget)
     names = [name.strip() for name in decompositions.split(",") if name.strip()] or None
+    for name in names or []:
+        decomposition(name)  # an unknown one is refused before anything is trained or looked at
     setting, own = None, dict[str, Any]()
     if recipe:
         from analysis.selection.setting import Setting
@@ -69,13 +73,13 @@ def choose(
         setting = Setting(recipe, variant, task, data, 512 if images is None else images)
         own = {"unit": unit, "head": head or setting.head}
         if tuned is None:
-            plan = select(None, setting.gradients(), amount(budget), names, **own)
+            plan = select(None, setting.gradients(), limit, names, **own)
         else:
-            plan = select(setting.base(), setting.tuned(tuned), amount(budget), names, setting.inputs(), **own)
+            plan = select(setting.base(), setting.tuned(tuned), limit, names, setting.inputs(), **own)
     elif tuned is None:
         raise ConfigError("give --tuned with a checkpoint or a task folder, or --recipe and --task for gradients")
     else:
-        plan = select(base, tuned, amount(budget), names, unit=unit, head=head)
+        plan = select(base, tuned, limit, names, unit=unit, head=head)
     if extract is not None:
         assert setting is not None
         assert tuned is not None
@@ -95,7 +99,7 @@ def choose(
         assert tuned is not None
         from analysis.selection.proof import extraction_accuracy
 
-        svd = select(setting.base(), setting.tuned(tuned), amount(budget), ["low_rank"], setting.inputs(), **own)
+        svd = select(setting.base(), setting.tuned(tuned), limit, ["low_rank"], setting.inputs(), **own)
         plans = {"the plan": plan, "SVD, best ranks per layer": svd}
         for label, best in (("best single", plan.uniform), ("SVD", svd.uniform)):
             if best is not None:

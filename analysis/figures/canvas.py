@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.kinds import FIGURES
+from tensornet.atomic import write_figure
 from tensornet.errors import WriteError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -98,11 +99,4 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     if path.suffix not in FIGURES:
         raise WriteError(f"{path}: a figure is written as .png, .svg or .pdf")
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_figure(path, figure, dpi=150)

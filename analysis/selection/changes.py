@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tensornet.config import NONE, AdaptConfig
+from tensornet.delta import weight_change
 from tensornet.errors import ConfigError, MismatchError, NonFiniteError, TaskFileError, near
 from tensornet.files import read_task
 from tensornet.gradients import weight_gradients
@@ -148,8 +149,8 @@ def _between(base: Network | None, tuned: Network, head: str | None) -> list[Cha
     _refuse(problems)
     found = []
     for target, key in zip(targets, keys, strict=True):
-        delta = after[key].detach().float() - before[key].detach().float()
-        found.append(Change(target, delta, after[key].detach().float(), before[key].element_size()))
+        delta = weight_change(before[key], after[key])
+        found.append(Change(target, delta, after[key].detach().to(delta.dtype), before[key].element_size()))
     return found
 
 

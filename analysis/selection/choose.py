@@ -64,12 +64,13 @@ def choose(
     names = _names(decompositions)
     if unit not in get_args(Cost):
         raise ConfigError(f"a budget is in one of {', '.join(get_args(Cost))}; got {unit!r}")
+    amount = _checked(plain(budget), unit)
     if isinstance(base, nn.Module) and isinstance(tuned, str | Path) and Path(tuned).is_dir():
         tuned = loaded(base, Path(tuned))
     found = changes(base, tuned, head)
     seen = _seen(base, tuned, calibration, unit, found)
     total = sum(whole(change, seen.get(change.target.name), unit) for change in found)
-    limit = _limit(plain(budget), total, unit)
+    limit = amount if isinstance(amount, int) else math.floor(amount * total)
 
     def priced(change: Change, name: str, rank: int) -> int:
         return cost(change, seen.get(change.target.name), unit, name, _stored(change, name, rank)[1])
@@ -127,16 +128,15 @@ def _seen(
     return calibrate(network, inputs, found)
 
 
-def _limit(budget: float, total: int, unit: Cost) -> int:
+def _checked(budget: float, unit: Cost) -> float:
+    """The budget, if it is a whole number of its unit or a share."""
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0 or not math.isfinite(budget):
         raise ConfigError(f"a budget is a positive number of {unit}, or a share in (0, 1]; got {budget!r}")
-    if isinstance(budget, int):
-        return budget
-    if budget > 1:
+    if isinstance(budget, float) and budget > 1:
         raise ConfigError(
             f"a fractional budget is a share in (0, 1] of the weights; got {budget}: a number of {unit} is an int"
         )
-    return math.floor(budget * total)
+    return budget
 
 
 def _uniform_rank(price: Any, limit: int) -> int | None:

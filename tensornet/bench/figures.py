@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tensornet.atomic import write_file
+from tensornet.atomic import write_figure
 from tensornet.bench.place import Row
 
 OURS, PEERS, BOUNDS = "#0072B2", "#E69F00", "#999999"
@@ -25,10 +24,10 @@ def figures(found: Found, out: Path) -> None:
     """
     steps = {setup: measures["training"] for setup, measures in found.items() if "training" in measures}
     if steps:
-        _write(training_figure(steps), out / "training.png")
+        write_figure(out / "training.png", training_figure(steps), dpi=130)
     for setup, measures in found.items():
         if {"rank", "size", "number"} & set(measures):
-            _write(scaling_figure(setup, measures), out / f"scaling-{setup}.png")
+            write_figure(out / f"scaling-{setup}.png", scaling_figure(setup, measures), dpi=130)
 
 
 def training_figure(steps: Mapping[str, Sequence[Row]]) -> Figure:
@@ -116,9 +115,3 @@ def _colour(name: str) -> str:
     if name in ("limit", "full fine-tuning"):
         return BOUNDS
     return PEERS if name.startswith(("PEFT", "LyCORIS")) else OURS
-
-
-def _write(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    write_file(path, buffer.getvalue())

@@ -142,7 +142,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": settings.threads,
-        "device": settings.device if settings.device == "cpu" else torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if settings.device.startswith("cuda") else settings.device,
         "precision": settings.precision,
         "rows": settings.rows,
         "repeats": settings.repeats,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +68,7 @@ def bench(
     settings = Settings(*chosen, contender, repeats, threads, device, data, products, rows)
     result = run(settings, out, say)
     if json:
-        typer.echo(jsons.dumps(result, indent=1))
+        print_json(result)
         return
     for name, by_measure in result["measures"].items():
         for measured, found in by_measure.items():

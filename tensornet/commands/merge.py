@@ -25,10 +25,11 @@ def merge(
     from tensornet.atomic import write_file
     from tensornet.files import read_task
     from tensornet.heads import is_described, stand_in
+    from tensornet.states import packed
 
     file = read_task(task)
     head = None if is_described(file.record.head) else stand_in(file.head)
     net, name = on_its_backbone(task, backbone, data, weights, option, head)
-    state = {key: tensor.detach().contiguous().clone() for key, tensor in net.merged(name).state_dict().items()}
+    state = packed(net.merged(name).state_dict())
     write_file(out, save(state, {"format": "pt"}))
     say(f"{out}: {len(state)} tensors of {name!r} on {net.backbone_name}")

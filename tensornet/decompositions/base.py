@@ -45,7 +45,7 @@ class Decomposition(Lean, ABC):
 
     Laws, which `tensornet.testing.check_decomposition` tests for any subclass: a new instance is exactly zero and the
     gradient of at least one factor is not; `parameter_count` is what is stored; at full rank any tensor is
-    reproduced; `norm` and `inner` equal the dense ones.
+    reproduced; `norm` and `inner` equal the dense ones; twice the factor that starts at zero is twice the tensor.
 
     Args:
         shape: the modes of the tensor.
@@ -61,7 +61,7 @@ class Decomposition(Lean, ABC):
     chain: ClassVar[bool] = False
     """Whether modes that are neighbours share a rank (TT, TR): then C_in is the last mode, else C_in is the second."""
     zero: ClassVar[str]
-    """The one factor that starts at zero; with two, no gradient would ever be non-zero."""
+    """The one factor that starts at zero, in which the tensor is linear; with two, no gradient would ever be non-zero."""
     fewest_modes: ClassVar[int] = 2
     stacks: ClassVar[bool] = False
     """Whether `bottleneck` also takes the factors of several tensors, stacked along a mode before their own."""

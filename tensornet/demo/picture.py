@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -11,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tensornet.atomic import write_file
+from tensornet.atomic import write_figure
 from tensornet.data.images import Images
 from tensornet.demo.digits import SIZE, printed, rendered
 
@@ -48,6 +47,4 @@ def picture(rows: Sequence[dict[str, Any]], domains: dict[str, tuple[Images, Ima
     plot.grid(axis="y", alpha=0.3)
     plot.spines[["top", "right"]].set_visible(False)
     plot.legend(frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    write_file(path, buffer.getvalue())
+    write_figure(path, figure, dpi=130)

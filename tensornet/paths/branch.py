@@ -85,7 +85,7 @@ class Branch:
         In train mode the rule, or ``way``, chooses how. In eval mode the output is computed on the weight unless ``way`` is
         "activations": there, a kept W + ΔW gives the same bits without gradients.
         """
-        allowed = way if layer.training or way == "activations" else "output on the weight"
+        allowed = way if layer.training or way != "auto" else "output on the weight"
         weight, bias, operation, device = layer._parameters["weight"], layer._parameters["bias"], self.operation, x.device
         assert operation is not None
         assert weight is not None

@@ -20,6 +20,7 @@ from tensornet.errors import RecipeError
 from tensornet.network import AdaptedNetwork
 from tensornet.norms import find_norms
 from tensornet.peers import PEERS, with_peer
+from tensornet.states import packed
 from tensornet.task import Task
 from tensornet.training.fit import Fitted, fit
 from tensornet.training.recipe import Input, Train
@@ -149,7 +150,7 @@ def save_network(model: nn.Module, path: Path) -> None:
     left = _frozen(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in left}
     make_folder(path.parent)
-    write_file(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}))
+    write_file(path, save(packed(state)))
 
 
 def _frozen(model: nn.Module) -> set[str]:

@@ -206,7 +206,7 @@ def fit(
     last = checkpoints / "last.ckpt" if checkpoints is not None else None
     callbacks: list[L.Callback] = []
     if checkpoints is not None:
-        callbacks.append(ModelCheckpoint(checkpoints, filename="last", every_n_epochs=1, enable_version_counter=False))
+        callbacks.append(_Checkpoint(checkpoints, filename="last", every_n_epochs=1, enable_version_counter=False))
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     with _quiet():
@@ -227,18 +227,27 @@ def fit(
             trainer.fit(module, loader, ckpt_path=resumed, weights_only=True if resumed else None)
         except SystemExit:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from None
-        except OSError as error:
-            raise WriteError(f"the state of the training cannot be kept in {checkpoints}: {error}") from error
         seconds = module.seconds()
         module.take_average()  # also where the run was stopped after its last epoch
         loss = float(module.last_loss())
         if any(not torch.isfinite(p).all() for p in trained.parameters()):
             raise NonFiniteError(f"the training diverged (loss {loss}); lower train.lr={settings.lr} or set train.clip")
         if settings.statistics == "anew" or settings.average:  # those that ran along belong to weights that are gone
-            device = next(network.parameters()).device
+            device = trainer.strategy.root_device  # which Lightning has taken the network off
+            network.to(device)
             estimate(batch_norms(trained), network, as_trained(train, settings, image, seed, device))
         accuracy = score(trainer, module, test, settings.batch_size)
     return Fitted(accuracy, seconds, loss)
+
+
+class _Checkpoint(ModelCheckpoint):
+    """The state of a training after every epoch, in one file."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        try:
+            super().on_train_epoch_end(trainer, pl_module)
+        except OSError as error:
+            raise WriteError(f"the state of the training cannot be kept in {self.dirpath}: {error}") from error
 
 
 def _intact(checkpoint: Path) -> bool:

@@ -23,6 +23,8 @@ def recorded_recipes(out: Path) -> dict[str, Recipe]:
     """
     try:
         data = json.loads((out / "recipe.json").read_text())
+        if not isinstance(data, dict):
+            raise ValueError("its recipe.json holds no table")
         return {name: Recipe.model_validate(recipe) for name, recipe in data.items()}
     except ValidationError as error:
         found = [f"{dotted(path)}: {said}" for path, said in mistakes(error)]
@@ -141,7 +143,9 @@ def read_row(record: Path) -> dict[str, Any] | None:
         return None
     try:
         row: dict[str, Any] = json.loads(record.read_text())
-        return row if isinstance(row["digest"], str) else None
+        if not isinstance(row["digest"], str):
+            raise ValueError("its digest is no text")
+        return row
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(str(record), [f"it is not a result that 'tensornet train' wrote: {error}"]) from None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensornet.data.images import Images, ordered_loader, shuffled_loader
 from tensornet.decompositions import Decomposition
-from tensornet.delta import gathered
+from tensornet.delta import gathered, weight_change
 from tensornet.evaluation import evaluated
 from tensornet.gradients import weight_gradients
 from tensornet.network import AdaptedNetwork
@@ -133,7 +133,7 @@ def take_teachers(net: AdaptedNetwork, task: Task, teachers: Sequence[nn.Module]
             weight = target.weight_in(net.backbone)
             wide = torch.promote_types(weight.dtype, torch.float32)
             tuned = [own.get_parameter(target.key).to(weight.device, wide) for own in teachers]
-            deltas[target.name] = (torch.stack(tuned).mean(0) - weight.to(wide)).detach() / plan.scale
+            deltas[target.name] = weight_change(weight, torch.stack(tuned).mean(0)) / plan.scale
     for plan, module in task.tensors():
         found = plan.cls.from_tensor(gathered(deltas, plan.fold, plan.cls.chain), plan.rank, seed=seed).factors()
         with torch.no_grad():
