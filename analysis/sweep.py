@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from analysis.norms import layer_norms
 from analysis.pruning import pruned_file
 from tensornet.atomic import write_file
 from tensornet.errors import ConfigError, TaskFileError
-from tensornet.files import TaskFile, read_task, rewrite_task
+from tensornet.files import TaskFile, read_task
 from tensornet.training.fit import evaluate
 from tensornet.training.grid import Grid
 from tensornet.training.run import Run
@@ -125,9 +124,7 @@ def _tested(grid: Grid, run: Run, file: TaskFile, threshold: float, kind: Kind, 
     everything = all(norm < threshold for norm in norms.values())
     pruned = pruned_file(file, keep=0, kind=kind) if everything else pruned_file(file, threshold=threshold, kind=kind)
     net = grid.network(run.recipe)
-    with tempfile.TemporaryDirectory() as folder:
-        rewrite_task(Path(folder) / "task", pruned.file)
-        name = net.load_task(Path(folder) / "task").name
+    name = net.load_task(pruned.file).name
     net.set_task(name)
     (_, test), image = grid.data.images(run), run.recipe.input
     found: dict[str, Any] = {

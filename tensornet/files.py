@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -68,6 +69,10 @@ class TaskFile:
             records = {record.target().name: record for record in self.record.tensors[plan.fold.name].members}
             for member in plan.fold.members:
                 yield plan, Delta(module, plan.fold, member, plan.scale), records[member.target.name]
+
+    def copied(self) -> TaskFile:
+        """The same, with factors that no one else holds."""
+        return replace(self, tensors=tuple((plan, copy.deepcopy(module)) for plan, module in self.tensors))
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of deltas, norms (running statistics are none) and head, and their total."""

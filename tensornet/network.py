@@ -13,7 +13,7 @@ from torch import nn
 from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig, check_config
 from tensornet.errors import ConfigError, NameTakenError, UnknownNameError
-from tensornet.files import read_task, write_task
+from tensornet.files import TaskFile, read_task, write_task
 from tensornet.fingerprint import Identity
 from tensornet.fitting import check_backbone, check_fit, check_head, fitted_task, new_task, wanted_plans
 from tensornet.merge import merged_copy
@@ -154,9 +154,10 @@ class AdaptedNetwork(nn.Module):
         with self._turns.taken():
             contents = self._contents(name)
             self._slots.check_places()
-            self._slots.fill(contents, self._path)
-            self._active = name
-            self._attention.require(name is not None)
+            with self._turns.alone():
+                self._slots.fill(contents, self._path)
+                self._active = name
+                self._attention.require(name is not None)
 
     @contextmanager
     def task(self, name: str | None) -> Iterator[Task | None]:
@@ -202,7 +203,7 @@ class AdaptedNetwork(nn.Module):
         Raises:
             ShapeError: there is not one name per row.
             UnknownNameError: a name is not a task.
-            StateError: a layer of the backbone was replaced since it was adapted.
+            StateError: a layer of the backbone was replaced since it was adapted; or another thread computes a mixed batch.
         """
         eager = not torch.compiler.is_compiling()
         if eager:
@@ -212,7 +213,7 @@ class AdaptedNetwork(nn.Module):
         if eager and self._slots.contents is not self._contents(self._active):
             with self._turns.taken():  # another thread may be setting a task
                 self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
-        with self._attention.path(), self._slots.sums_made():
+        with self._turns.call(), self._attention.path(), self._slots.sums_made():
             return self.backbone(*args, **kwargs)
 
     def forward_tasks(self, *args: Any, tasks: Sequence[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -238,7 +239,7 @@ class AdaptedNetwork(nn.Module):
 
     def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         contents = {name: self._contents(name) for name in dict.fromkeys(names)}
-        with self._turns.taken():
+        with self._turns.taken(), self._turns.alone(refuses=True):
             before = self._active
             self._attention.require(True)
             try:
@@ -273,12 +274,12 @@ class AdaptedNetwork(nn.Module):
         write_task(path, self[name], self.backbone, self.backbone_name, self.identity())
 
     def load_task(
-        self, path: str | Path, name: str | None = None, head: nn.Module | None = None, *, replace: bool = False
+        self, path: str | Path | TaskFile, name: str | None = None, head: nn.Module | None = None, *, replace: bool = False
     ) -> Task:
         """Read a task that `save_task` wrote and add it.
 
         Args:
-            path: the folder.
+            path: the folder, or what `read_task` or `analysis.prune` made of one.
             name: another name for it than its own.
             head: a module for the head's tensors, where the file holds a head of a kind that it cannot describe.
             replace: a task of that name may be there; it is replaced once the file is found to be whole and to fit.
@@ -288,7 +289,7 @@ class AdaptedNetwork(nn.Module):
             MismatchError: it belongs to another backbone; every mismatch is listed.
             NameTakenError, StateError: the name is taken; ``head`` belongs to the backbone or to another task.
         """
-        file = read_task(path)
+        file = path.copied() if isinstance(path, TaskFile) else read_task(path)
         name = file.name if name is None else name
         with self._turns.taken(), versions_counted():  # what is copied must not be at work for another thread
             if not replace or name not in self:

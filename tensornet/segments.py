@@ -15,6 +15,7 @@ from tensornet.attach import Attached, Unroutable
 from tensornet.errors import StateError
 from tensornet.paths.branch import Branch
 from tensornet.probe import check_rows, only_tensor
+from tensornet.turns import BESIDE_MIXED
 
 _BATCH_NORMS = {cls.forward for cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)}
 
@@ -41,10 +42,7 @@ class Segments:
             StateError: another thread has called the network without a task.
         """
         if threading.get_ident() != self._thread:
-            raise StateError(
-                "another thread is computing a mixed batch on this network; beside mixed batches, call it inside "
-                "`with net.task(name)` or with tasks=…, which take turns"
-            )
+            raise StateError(BESIDE_MIXED)
         contents = module._slot.contents
         if not any(content.deltas or content.replacement is not None for content in contents):
             return forward(*args, **kwargs)

@@ -576,6 +576,15 @@ def test_a_writer_that_is_killed_between_two_versions_leaves_the_one_before(save
     assert (path / "notes.txt").read_text() == "mine"
 
 
+def test_a_task_that_was_read_is_loaded_without_its_folder(saved):
+    net, path = saved
+    file = tn.read_task(path)
+    one, two = net.load_task(file, "one"), net.load_task(file, "two")
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), net["t"].state_dict().values(), strict=True))
+    held = {tensor.data_ptr() for tensor in two.state_dict().values()}
+    assert not held & {tensor.data_ptr() for tensor in (*one.state_dict().values(), *file.tensors[0][1].factors().values())}
+
+
 def test_files_and_folders_have_the_rights_that_the_process_gives(saved, tmp_path):
     net, _ = saved
     before = os.umask(0o027)

@@ -138,3 +138,56 @@ def test_fused_attention_comes_back_when_the_last_thread_is_done():
             ends_last.enter_context(second)
         assert not torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def served(net, x, act):
+    """What a thread that calls the network without a task gets while another one acts, and what refused it."""
+    answers, refused, done = [], [], threading.Event()
+
+    def serve():
+        while not done.is_set():
+            try:
+                answers.append(net(x))
+            except StateError as error:
+                refused.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(1) as thread, torch.inference_mode():
+            serving = thread.submit(serve)
+            for i in range(100):
+                act(i)
+            done.set()
+            serving.result()
+    finally:
+        sys.setswitchinterval(before)
+    return answers, refused
+
+
+@pytest.mark.parametrize("other", ["replaces", "sets", "rows of one task", "rows of two", "forward_tasks"])
+def test_a_plain_call_is_of_one_task_from_its_beginning_to_its_end(other, tmp_path):
+    layers = [module for _ in range(8) for module in (nn.Linear(6, 6), nn.LayerNorm(6))]
+    net = tn.adapt(nn.Sequential(*layers, nn.Linear(6, 5)).eval(), tn.AdaptConfig(rank=2))
+    for seed, name in enumerate("abc"):
+        trained(net.add_task(name, nn.Linear(6, 5)), seed=seed)
+    net.save_task("a", tmp_path / "0")
+    net.save_task("b", tmp_path / "1")
+    net.set_task("a")
+    x = torch.randn(2, 6)
+    whole = [net.merged(name).eval()(x) for name in "abc"]
+    act = {
+        "replaces": lambda i: net.load_task(tmp_path / str(i % 2), "a", replace=True),
+        "sets": lambda i: net.set_task("ab"[i % 2]),
+        "rows of one task": lambda i: net(x, tasks=["b", "b"]),
+        "rows of two": lambda i: net(x, tasks=["b", "c"]),
+        "forward_tasks": lambda i: net.forward_tasks(x, ["b", "c"]),
+    }[other]
+    answers, refused = served(net, x, act)
+    assert answers
+    assert all(any(torch.allclose(answer, own, atol=1e-5) for own in whole) for answer in answers)
+    if other.startswith("rows"):
+        assert refused
+        assert all(torch.allclose(answer, whole[0], atol=1e-5) for answer in answers)
+    else:
+        assert not refused

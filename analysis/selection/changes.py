@@ -89,9 +89,9 @@ def loaded(base: nn.Module, task: Path) -> nn.Module:
     Raises:
         MismatchError: the task belongs to another backbone.
     """
-    head = read_task(task).record.backbone.head or NONE
-    net = adapt(copy.deepcopy(base), AdaptConfig(NONE, norms="shared", head=head))
-    return net.merged(net.load_task(task).name)
+    file = read_task(task)
+    net = adapt(copy.deepcopy(base), AdaptConfig(NONE, norms="shared", head=file.record.backbone.head or NONE))
+    return net.merged(net.load_task(file).name)
 
 
 def gradients(

@@ -13,6 +13,7 @@ from tensornet.assignments import read_assignment
 if TYPE_CHECKING:
     from torch import nn
 
+    from tensornet.files import TaskFile
     from tensornet.network import AdaptedNetwork
 
 Backbone = Annotated[str | None, typer.Option(help="hub:DIR:ENTRY, …; the one that the task names by default.")]
@@ -59,18 +60,22 @@ def named_backbone(name: str, data: Path, weights: str | None, options: Sequence
 
 
 def on_its_backbone(
-    task: Path, backbone: str | None, data: Path, weights: str | None, options: Sequence[str], head: nn.Module | None = None
+    task: TaskFile,
+    backbone: str | None,
+    data: Path,
+    weights: str | None,
+    options: Sequence[str],
+    head: nn.Module | None = None,
 ) -> tuple[AdaptedNetwork, str]:
-    """The backbone of a task folder, or another by name, with the task loaded, and the task's name; ``head`` as `load_task`.
+    """The backbone of a task, or another by name, with the task loaded, and the task's name; ``head`` as `load_task`.
 
     Raises:
-        BackboneError, TaskFileError, MismatchError: as `load_backbone`, `read_task` and `AdaptedNetwork.load_task`.
+        BackboneError, TaskFileError, MismatchError: as `load_backbone` and `AdaptedNetwork.load_task`.
     """
     from tensornet.config import AdaptConfig
-    from tensornet.files import read_task
     from tensornet.network import adapt
 
-    record = read_task(task).record.backbone
+    record = task.record.backbone
     config = AdaptConfig("none", norms="shared", head=record.head or "none")
     net = adapt(named_backbone(backbone or record.name, data, weights, options), config, name=record.name)
     return net, net.load_task(task, head=head).name

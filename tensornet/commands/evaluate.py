@@ -12,6 +12,7 @@ from tensornet.commands.output import Json, print_json, print_table, say
 if TYPE_CHECKING:
     from torch import nn
 
+    from tensornet.files import TaskFile
     from tensornet.network import AdaptedNetwork
     from tensornet.training.grid import Grid
     from tensornet.training.recipe import Recipe
@@ -79,7 +80,7 @@ def _folders(
         known, classes = file.record.classes, grid.data.classes(one.task)
         if known is not None and list(known) != list(classes):
             raise DataError(f"{folder} tells {', '.join(known)}, in this order; the data has {', '.join(classes)}")
-        net = _with_task(grid, networks, one, folder)
+        net = _with_task(grid, networks, one, file)
         rows.append(_tested(grid, one, net) | {"variant": str(folder), "seed": None, "trained_value": None})
     return rows
 
@@ -107,12 +108,12 @@ def _run(
     return rows
 
 
-def _with_task(grid: Grid, networks: dict[str, AdaptedNetwork], one: Run, folder: Path) -> AdaptedNetwork:
-    """The network of a variant, of which ``networks`` keeps one, with the task in a folder set."""
+def _with_task(grid: Grid, networks: dict[str, AdaptedNetwork], one: Run, task: Path | TaskFile) -> AdaptedNetwork:
+    """The network of a variant, of which ``networks`` keeps one, with a task set that was written."""
     if one.variant not in networks:
         networks[one.variant] = grid.network(one.recipe)
     net = networks[one.variant]
-    net.set_task(net.load_task(folder, "evaluated", replace=True).name)
+    net.set_task(net.load_task(task, "evaluated", replace=True).name)
     return net
 
 

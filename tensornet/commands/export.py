@@ -23,8 +23,9 @@ def export(
 ) -> None:
     """Write a task as a LoRA adapter that PEFT loads; layers that LoRA cannot say are written whole."""
     from tensornet.export import export_task
+    from tensornet.files import read_task
 
-    net, name = on_its_backbone(task, backbone, data, weights, option)
+    net, name = on_its_backbone(read_task(task), backbone, data, weights, option)
     layers = export_task(net, name, out)
     if json:
         print_json({"task": name, "out": str(out), "layers": [asdict(layer) for layer in layers]})

@@ -29,7 +29,7 @@ def merge(
 
     file = read_task(task)
     head = None if is_described(file.record.head) else stand_in(file.head)
-    net, name = on_its_backbone(task, backbone, data, weights, option, head)
+    net, name = on_its_backbone(file, backbone, data, weights, option, head)
     state = packed(net.merged(name).state_dict())
     write_file(out, save(state, {"format": "pt"}))
     say(f"{out}: {len(state)} tensors of {name!r} on {net.backbone_name}")

@@ -180,9 +180,9 @@ def shuffled_loader(images: Images, batch_size: int, seed: int, workers: int = 0
     return DataLoader(images, batch_sampler=sampler, collate_fn=_as_is, num_workers=workers)
 
 
-def ordered_loader(images: Images, batch_size: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+def ordered_loader(images: Images, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
     """All images in order."""
-    return DataLoader(images, batch_size=batch_size, shuffle=False, collate_fn=_as_is, num_workers=workers)
+    return DataLoader(images, batch_size=batch_size, shuffle=False, collate_fn=_as_is)
 
 
 def _as_is(batch: Any) -> Any:

@@ -259,12 +259,12 @@ def _intact(checkpoint: Path) -> bool:
         return False
 
 
-def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 256, *, progress: bool = False) -> float:
+def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 256) -> float:
     """The accuracy in [0, 1] of a network that maps normalised images to logits."""
     settings = Train.model_validate({"epochs": 1, "lr": 1.0})
     with _quiet():
         trainer = L.Trainer(
-            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=progress, devices=1
+            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, devices=1
         )
         return score(trainer, Classifier(network, network, settings, image, 0), test, batch_size)
 
