@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tensornet.attach import Unroutable
 from tensornet.errors import ShapeError
+from tensornet.paths.branch import Way
 from tensornet.probe import probe
 from tensornet.rows import batch_size, mapped, split_rows, take_rows, taken
 from tensornet.segments import Segments
@@ -40,7 +41,8 @@ class MixedBatch:
         contents: Mapping[str | None, Contents],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        on_weight: bool,
+        way: Way,
+        others: Callable[[], list[Contents]],
     ) -> list[Any]:
         """One output per row. The slots are left empty.
 
@@ -48,7 +50,9 @@ class MixedBatch:
             names: of every row's task.
             contents: of each of these tasks.
             args, kwargs: the backbone's inputs; what has as many rows as there are names is split (see `rows`).
-            on_weight: run an adapted layer once per task, not once with a branch per task.
+            way: "weight" runs an adapted layer once per task on W + ΔW, and "activations" through its rank; "auto" adds a
+                branch per task to one run of the layer, and where tasks are called one by one it is on W + ΔW.
+            others: gives the contents of every task of the network: what holds of all holds of these.
 
         Raises:
             ShapeError: there is not one name per row.
@@ -60,18 +64,18 @@ class MixedBatch:
         order = [i for group in groups for i in group]
         every = list(contents.values())
         routed = None
-        if len(every) > 1 and self._routable(every, args, kwargs):
-            routed = self._in_one_pass(every, groups, args, kwargs, on_weight)
-        rows = self._task_by_task(every, groups, args, kwargs) if routed is None else routed
+        if len(every) > 1 and self._routable(every, others, args, kwargs):
+            routed = self._in_one_pass(every, groups, args, kwargs, way)
+        rows = self._task_by_task(every, groups, args, kwargs, way) if routed is None else routed
         placed = dict(zip(order, rows, strict=True))
         return [placed[i] for i in range(batch)]
 
     def _in_one_pass(
-        self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any, on_weight: bool
+        self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any, way: Way
     ) -> list[Any] | None:
         """The rows of all groups in turn; None where a layer turns out not to tell them apart."""
         bounds = list(itertools.accumulate((len(group) for group in groups), initial=0))
-        router = Segments(bounds, "weight" if on_weight else "activations")
+        router = Segments(bounds, "weight" if way == "weight" else "activations")
         args, kwargs = take_rows((args, kwargs), [i for group in groups for i in group], bounds[-1])
         try:
             with self.slots.routed(every, router):
@@ -85,27 +89,41 @@ class MixedBatch:
         segments = enumerate(itertools.pairwise(bounds))
         return [row for i, (start, stop) in segments for row in split_rows(_segment(output, router, i), stop - start)]
 
-    def _task_by_task(self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any) -> list[Any]:
+    def _task_by_task(self, every: list[Contents], groups: list[list[int]], args: Any, kwargs: Any, way: Way) -> list[Any]:
         """The rows of all groups in turn, one call of the backbone for each."""
         batch = sum(len(group) for group in groups)
         rows: list[Any] = []
         for group, content in zip(groups, every, strict=True):
-            self.slots.fill(content, "weight")
+            self.slots.fill(content, "activations" if way == "activations" else "weight")
             part_args, part_kwargs = take_rows((args, kwargs), group, batch)
             rows += split_rows(self.backbone(*part_args, **part_kwargs), len(group))
         return rows
 
-    def _routable(self, every: Sequence[Contents], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether one pass can serve these tasks; the backbone is probed once per kind of input and of layers changed."""
+    def _routable(
+        self, every: list[Contents], others: Callable[[], list[Contents]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether one pass can serve these tasks; the backbone is probed once per kind of input.
+
+        Where it could not serve all tasks of the network at once, it is probed once more per choice of layers that change.
+        """
         inputs = tuple(tree_leaves(mapped((args, kwargs), batch_size(args, kwargs), _kind)))
-        touched = tuple(id(module) for module in self.slots.touched(every))
-        key = (inputs, touched, _learning(every))
-        if key not in self._routes:
-            if len(self._routes) == _REMEMBERED:
-                del self._routes[next(iter(self._routes))]
-            self._routes[key] = probe(self.backbone, self.slots, every, args, kwargs)
-        routable, head_apart = self._routes[key]
+        kind = inputs, _learning(every)
+        known = self._routes.get(self._key(kind, every))
+        for asked in [] if known is not None else [others(), every]:
+            key = self._key(kind, asked)
+            if key not in self._routes:
+                if len(self._routes) == _REMEMBERED:
+                    del self._routes[next(iter(self._routes))]
+                self._routes[key] = probe(self.backbone, self.slots, asked, args, kwargs)
+            known = self._routes[key]
+            if known[0]:
+                break
+        assert known is not None
+        routable, head_apart = known
         return routable and (head_apart or self._heads_alike(every))
+
+    def _key(self, kind: Any, every: Sequence[Contents]) -> Any:
+        return kind, tuple(id(module) for module in self.slots.touched(every))
 
     def _heads_alike(self, every: Sequence[Contents]) -> bool:
         """Whether what the heads of these tasks return is one tensor, so that the network goes on with it."""

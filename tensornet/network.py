@@ -12,7 +12,7 @@ from torch import nn
 
 from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig, check_config
-from tensornet.errors import ConfigError, NameTakenError, UnknownNameError
+from tensornet.errors import ConfigError, NameTakenError, StateError, UnknownNameError
 from tensornet.files import TaskFile, read_task, write_task
 from tensornet.fingerprint import Identity
 from tensornet.fitting import check_backbone, check_fit, check_head, fitted_task, new_task, wanted_plans
@@ -209,7 +209,10 @@ class AdaptedNetwork(nn.Module):
         if eager:
             self._slots.check_places()
         if tasks is not None:
-            return self._rows(row_names(tasks), args, kwargs)
+            if torch.compiler.is_exporting():
+                raise StateError("a mixed batch cannot be exported; export net.merged(name), or the network with a task set")
+            rows = self._rows if eager else torch.compiler.disable(self._rows)  # a graph would be of one list of names
+            return rows(tasks, args, kwargs)
         if eager and self._slots.contents is not self._contents(self._active):
             with self._turns.taken():  # another thread may be setting a task
                 self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
@@ -237,14 +240,15 @@ class AdaptedNetwork(nn.Module):
                 self._slots.remember_several_tasks()
         return outputs
 
-    def _rows(self, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    def _rows(self, tasks: Sequence[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        names = row_names(tasks)
         contents = {name: self._contents(name) for name in dict.fromkeys(names)}
         with self._turns.taken(), self._turns.alone(refuses=True):
             before = self._active
             self._attention.require(True)
             try:
                 with self._attention.path():
-                    return self._mixed.run(names, contents, args, kwargs, on_weight=self._path == "weight")
+                    return self._mixed.run(names, contents, args, kwargs, self._path, self._every_contents)
             finally:
                 self.set_task(before)
                 if torch.is_grad_enabled():
@@ -328,6 +332,9 @@ class AdaptedNetwork(nn.Module):
 
     def _contents(self, name: str | None) -> Contents:
         return NO_CONTENTS if name is None else self[name].contents()
+
+    def _every_contents(self) -> list[Contents]:
+        return [self._contents(name) for name in self.tasks]
 
     def _check_new(self, name: str) -> None:
         if to_key(check_task_name(name)) in self._tasks:

@@ -9,6 +9,7 @@ import torch._dynamo
 from torch import nn
 
 import tensornet as tn
+from tensornet.errors import StateError
 from tensornet.paths.rule import COSTS
 from tests.toys import Encoder, ResNet, Transformer, trained
 
@@ -206,3 +207,31 @@ def test_older_compilers_meet_nothing_that_they_cannot_trace(monkeypatch):
     available = torch.amp.is_autocast_available
     monkeypatch.setattr(torch.amp, "is_autocast_available", untraceable)
     assert graphs(ResNet(), 8, torch.randn(4, 3, 8, 8), tn.AdaptConfig("cp", rank=2)) == 1
+
+
+def three_tasks():
+    torch._dynamo.reset()
+    net = tn.adapt(ResNet().eval(), tn.AdaptConfig("cp", rank=2))
+    for seed, name in enumerate("abc"):
+        trained(net.add_task(name, nn.Linear(8, 3)), seed=seed)
+    return net.eval()
+
+
+def test_mixed_batches_of_a_compiled_network_run_as_they_are():
+    net, seen = three_tasks(), []
+    compiled = torch.compile(net, backend=lambda graph, inputs: seen.append(graph) or graph.forward)
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        for names in (["a", "b", "a", "c"], ["c", "c", "c", "c"], ["b", "a", "c", None]):
+            for row, own in zip(compiled(x, tasks=names), net(x, tasks=names), strict=True):
+                torch.testing.assert_close(row, own)
+        assert not seen
+        for name in net.tasks:
+            net.set_task(name)
+            torch.testing.assert_close(compiled(x), net(x))
+    assert len(seen) == 1
+
+
+def test_a_mixed_batch_is_not_exported():
+    with pytest.raises(StateError, match="a mixed batch cannot be exported"):
+        torch.export.export(three_tasks(), (torch.randn(2, 3, 8, 8),), {"tasks": ["a", "b"]})

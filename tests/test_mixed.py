@@ -1,5 +1,6 @@
 """Batches of several tasks: the rows of a task are those rows alone."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -401,3 +402,34 @@ def test_batch_norms_without_a_bias():
         for i, name in enumerate("ab"):
             with net.task(name):
                 torch.testing.assert_close(rows[i], net(x[i : i + 1])[0])
+
+
+def test_rows_of_one_task_go_the_way_that_is_set(monkeypatch):
+    net = network(ResNet(), 8)
+    net.eval()
+    ways = []
+    fill = net._slots.fill
+    monkeypatch.setattr(net._slots, "fill", lambda contents, way: ways.append(way) or fill(contents, way))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for path, way in (("auto", "weight"), ("weight", "weight"), ("activations", "activations")):
+        net.path = path
+        ways.clear()
+        with torch.no_grad():
+            net(x, tasks=["a", "a"])
+        assert ways[0] == way
+
+
+def test_tasks_that_change_different_layers_share_one_answer():
+    net = tn.adapt(ResNet().eval(), tn.AdaptConfig(rank=2))
+    for seed, (name, layer) in enumerate({"a": "conv1", "b": r".*conv1", "c": r".*conv2", "d": ".*"}.items()):
+        config = tn.AdaptConfig("none", norms="shared", layers={layer: tn.Choice("cp", 2)})
+        trained(net.add_task(name, nn.Linear(8, 3), config), seed=seed)
+    net.eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for names in itertools.combinations("abcd", 2):
+            rows = net(x, tasks=names)
+            for i, name in enumerate(names):
+                with net.task(name):
+                    torch.testing.assert_close(rows[i], net(x)[i])
+    assert len(net._mixed._routes) == 1
