@@ -54,6 +54,9 @@ def test_from_the_command_line_and_again(tmp_path):
     ran("bench", *SHORT, "--repeats", "3", "--threads", "2", "--measure", "mixed", "--out", out)
     assert part.read_text() != kept
     told = json.loads(kept)
+    part.write_text("")
+    ran("bench", *SHORT, "--measure", "mixed", "--out", out)
+    assert json.loads(part.read_text())["rows"], "what a full disk has cut short is measured anew"
     part.write_text(json.dumps(told | {"machine": told["machine"] | {"processor": "another"}}))
     ran("bench", *SHORT, "--measure", "mixed", "--out", out)
     assert json.loads(part.read_text())["machine"] == told["machine"], "what another machine measured is measured here anew"
@@ -63,7 +66,8 @@ def test_from_the_command_line_and_again(tmp_path):
 def test_mistakes_are_named(tmp_path):
     out = ["--out", tmp_path]
     assert "tiny" in refused("bench", "--setup", "tinny", *out)
-    assert "device 'nowhere' cannot be used here" in refused("bench", "--device", "nowhere", *out)
+    for device in ("nowhere", "meta"):
+        assert f"device '{device}' cannot be used here" in refused("bench", "--device", device, *out)
     assert "training" in refused("bench", "--setup", "tiny", "--measure", "trainning", *out)
     assert "CP 8" in refused("bench", "--setup", "tiny", "--contender", "CP8", *out)
     assert not list(tmp_path.iterdir())

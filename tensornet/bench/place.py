@@ -27,7 +27,7 @@ def check_device(device: str) -> None:
         ConfigError: it is not.
     """
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch asserts that it was built with CUDA
         raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 

@@ -83,6 +83,12 @@ def run(settings: Settings, out: Path, say: Callable[[str], None]) -> dict[str, 
     """
     settings.check()
     make_folder(out / "parts")
+    others = sum(_kept(part, settings) is None for part in (out / "parts").glob("*.json"))
+    if others:
+        say(
+            f"{others} results in {out} are of other settings or another machine: they are left out, and replaced where "
+            "they are measured now; choose another --out to keep them"
+        )
     with threads(settings.threads), products_in(settings.precision):
         for name in settings.setups:
             _measure(name, settings, out, say)
@@ -113,7 +119,7 @@ def _measure(name: str, settings: Settings, out: Path, say: Callable[[str], None
             backbone = setup.build(settings.data) if backbone is None else backbone
         except BackboneError as error:
             say(f"{name} is left out: {error}")
-            break
+            return
         place = Workplace(
             setup, backbone, settings.device, settings.repeats, tuple(settings.contenders), settings.data, settings.precision
         )
@@ -129,11 +135,13 @@ def _part(out: Path, setup: str, measure: str) -> Path:
 
 def _kept(part: Path, settings: Settings) -> list[Row] | None:
     """Rows that were measured before, with the same settings on the same machine; None where there are none."""
-    kept = json.loads(part.read_text()) if part.is_file() else None
-    if kept is None or kept["settings"] != _told(settings) or kept.get("machine") != machine(settings):
+    try:
+        kept = json.loads(part.read_text())
+        rows: list[Row] = kept["rows"]
+        same = (kept["settings"], kept["machine"]) == (_told(settings), machine(settings))
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it was cut short
         return None
-    rows: list[Row] = kept["rows"]
-    return rows
+    return rows if same else None
 
 
 def machine(settings: Settings) -> dict[str, Any]:

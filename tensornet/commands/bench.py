@@ -32,7 +32,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     precision: Annotated[str, typer.Option(help="Of products: float32, tf32, or bf16 (autocast).")] = "float32",
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows of a batch, instead of those of the set-up.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of a batch, instead of the set-up's; of mixed, 32.")] = None,
     fit: Annotated[bool, typer.Option("--fit", help="Fit the rule of paths to this machine instead, and print it.")] = False,
     json: Json = False,
 ) -> None:
