@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tensornet.probe import probe
 from tensornet.rows import batch_size, mapped, split_rows, take_rows, taken
 from tensornet.segments import Segments
 from tensornet.slots import Contents, Slots
+from tensornet.tasks import task_contents, task_names
 
 _REMEMBERED = 256
 """Kinds of batches of which it is kept how they are served."""
@@ -28,35 +29,29 @@ class MixedBatch:
     Args:
         backbone: the network.
         slots: its attached layers.
+        tasks: of the network; see `tasks`.
     """
 
-    def __init__(self, backbone: nn.Module, slots: Slots) -> None:
+    def __init__(self, backbone: nn.Module, slots: Slots, tasks: nn.ModuleDict) -> None:
         self.backbone = backbone
         self.slots = slots
+        self.tasks = tasks
         self._routes: dict[Any, tuple[bool, bool]] = {}
 
-    def run(
-        self,
-        names: Sequence[str | None],
-        contents: Mapping[str | None, Contents],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        way: Way,
-        others: Callable[[], list[Contents]],
-    ) -> list[Any]:
+    def run(self, names: Sequence[str | None], args: tuple[Any, ...], kwargs: dict[str, Any], way: Way) -> list[Any]:
         """One output per row. The slots are left empty.
 
         Args:
             names: of every row's task.
-            contents: of each of these tasks.
             args, kwargs: the backbone's inputs; what has as many rows as there are names is split (see `rows`).
             way: "weight" runs an adapted layer once per task on W + ΔW, and "activations" through its rank; "auto" adds a
                 branch per task to one run of the layer, and where tasks are called one by one it is on W + ΔW.
-            others: gives the contents of every task of the network: what holds of all holds of these.
 
         Raises:
             ShapeError: there is not one name per row.
+            UnknownNameError: a name is not a task.
         """
+        contents = {name: task_contents(self.tasks, name) for name in dict.fromkeys(names)}
         batch = batch_size(args, kwargs)
         if len(names) != batch:
             raise ShapeError(f"a mixed batch needs one task name per row; got {len(names)} names for {batch} rows")
@@ -64,7 +59,7 @@ class MixedBatch:
         order = [i for group in groups for i in group]
         every = list(contents.values())
         routed = None
-        if len(every) > 1 and self._routable(every, others, args, kwargs):
+        if len(every) > 1 and self._routable(every, args, kwargs):
             routed = self._in_one_pass(every, groups, args, kwargs, way)
         rows = self._task_by_task(every, groups, args, kwargs, way) if routed is None else routed
         placed = dict(zip(order, rows, strict=True))
@@ -99,9 +94,7 @@ class MixedBatch:
             rows += split_rows(self.backbone(*part_args, **part_kwargs), len(group))
         return rows
 
-    def _routable(
-        self, every: list[Contents], others: Callable[[], list[Contents]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> bool:
+    def _routable(self, every: list[Contents], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether one pass can serve these tasks; the backbone is probed once per kind of input.
 
         Where it could not serve all tasks of the network at once, it is probed once more per choice of layers that change.
@@ -109,18 +102,21 @@ class MixedBatch:
         inputs = tuple(tree_leaves(mapped((args, kwargs), batch_size(args, kwargs), _kind)))
         kind = inputs, _learning(every)
         known = self._routes.get(self._key(kind, every))
-        for asked in [] if known is not None else [others(), every]:
-            key = self._key(kind, asked)
-            if key not in self._routes:
-                if len(self._routes) == _REMEMBERED:
-                    del self._routes[next(iter(self._routes))]
-                self._routes[key] = probe(self.backbone, self.slots, asked, args, kwargs)
-            known = self._routes[key]
-            if known[0]:
-                break
-        assert known is not None
+        if known is None:
+            known = self._probed(kind, [task_contents(self.tasks, name) for name in task_names(self.tasks)], args, kwargs)
+        if not known[0]:
+            known = self._probed(kind, every, args, kwargs)
         routable, head_apart = known
         return routable and (head_apart or self._heads_alike(every))
+
+    def _probed(self, kind: Any, every: Sequence[Contents], args: Any, kwargs: Any) -> tuple[bool, bool]:
+        """As `probe`, which is asked once for each kind of input and choice of layers that change."""
+        key = self._key(kind, every)
+        if key not in self._routes:
+            if len(self._routes) == _REMEMBERED:
+                del self._routes[next(iter(self._routes))]
+            self._routes[key] = probe(self.backbone, self.slots, every, args, kwargs)
+        return self._routes[key]
 
     def _key(self, kind: Any, every: Sequence[Contents]) -> Any:
         return kind, tuple(id(module) for module in self.slots.touched(every))

@@ -12,20 +12,21 @@ from torch import nn
 
 from tensornet.attention import SlowAttention
 from tensornet.config import AdaptConfig, check_config
-from tensornet.errors import ConfigError, NameTakenError, StateError, UnknownNameError
+from tensornet.errors import ConfigError, StateError
 from tensornet.files import TaskFile, read_task, write_task
 from tensornet.fingerprint import Identity
 from tensornet.fitting import check_backbone, check_fit, check_head, fitted_task, new_task, wanted_plans
 from tensornet.merge import merged_copy
 from tensornet.mixed import MixedBatch
-from tensornet.names import check_task_name, from_key, inputs_and_names, row_names, to_key
+from tensornet.names import inputs_and_names, row_names, to_key
 from tensornet.norms import find_norms, task_norms
 from tensornet.paths.branch import Way
 from tensornet.plan import plan
 from tensornet.prefix import Prefix
-from tensornet.slots import NO_CONTENTS, Contents, Slots
+from tensornet.slots import Contents, Slots
 from tensornet.targets import find_head
 from tensornet.task import Task
+from tensornet.tasks import check_new, listed, task_contents, task_named, task_names
 from tensornet.turns import Turns
 from tensornet.versions import versions_counted
 
@@ -75,14 +76,14 @@ class AdaptedNetwork(nn.Module):
         self._active: str | None = None
         self._path: Way = "auto"
         self._identity = Identity(backbone, self.head_path)
-        self._mixed = MixedBatch(backbone, self._slots)
+        self._mixed = MixedBatch(backbone, self._slots, self._tasks)
         self._attention = SlowAttention(backbone)
         self._turns = Turns()
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, in the order in which they were added."""
-        return tuple(from_key(key) for key in list(self._tasks))  # at once: another thread may be adding one
+        return task_names(self._tasks)
 
     @property
     def active(self) -> str | None:
@@ -95,12 +96,7 @@ class AdaptedNetwork(nn.Module):
         Raises:
             UnknownNameError: there is none; the sentence lists those that there are.
         """
-        key = to_key(name) if isinstance(name, str) else None
-        if key is None or key not in self._tasks:
-            raise UnknownNameError("task", name, self.tasks)
-        task = self._tasks[key]
-        assert isinstance(task, Task)
-        return task
+        return task_named(self._tasks, name)
 
     def __contains__(self, name: object) -> bool:
         return name in self.tasks
@@ -119,7 +115,7 @@ class AdaptedNetwork(nn.Module):
             ConfigError, TargetError, RankError: the config does not suit the backbone.
         """
         with self._turns.taken(), versions_counted():  # what is copied must not be at work for another thread
-            self._check_new(name)
+            check_new(self._tasks, name)
             plans, config = self.plans, config or self.default_config
             check_config(config)
             check_head(head, self.backbone, self.head_path, [self[other].head for other in self.tasks])
@@ -241,14 +237,12 @@ class AdaptedNetwork(nn.Module):
         return outputs
 
     def _rows(self, tasks: Sequence[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        names = row_names(tasks)
-        contents = {name: self._contents(name) for name in dict.fromkeys(names)}
         with self._turns.taken(), self._turns.alone(refuses=True):
             before = self._active
             self._attention.require(True)
             try:
                 with self._attention.path():
-                    return self._mixed.run(names, contents, args, kwargs, self._path, self._every_contents)
+                    return self._mixed.run(row_names(tasks), args, kwargs, self._path)
             finally:
                 self.set_task(before)
                 if torch.is_grad_enabled():
@@ -297,7 +291,7 @@ class AdaptedNetwork(nn.Module):
         name = file.name if name is None else name
         with self._turns.taken(), versions_counted():  # what is copied must not be at work for another thread
             if not replace or name not in self:
-                self._check_new(name)
+                check_new(self._tasks, name)
             check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
             heads = [self[other].head for other in self.tasks]
             task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans, heads)
@@ -315,30 +309,16 @@ class AdaptedNetwork(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters the backbone has, under "backbone", and each task; one of that name is left out."""
-        base, own = self._sizes()
-        return {"backbone": base} | {name: size for name, size in own.items() if name != "backbone"}
+        own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
+        base = {"backbone": sum(p.numel() for p in self.backbone.parameters())}
+        return base | own | base
 
     def __repr__(self) -> str:
         active = "the untouched backbone" if self._active is None else f"task {self._active!r}"
-        base, own = self._sizes()
-        lines = [f"  {name}: {size:,} parameters ({size / max(base, 1):.1%})" for name, size in own.items()]
-        counted = "\n".join([f"{base:,} parameters; {active} is set", *(lines or ["  no task yet"])])
-        return f"AdaptedNetwork({self.backbone_name}: {counted})"
-
-    def _sizes(self) -> tuple[int, dict[str, int]]:
-        """The parameters of the backbone, and those of each task."""
-        own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
-        return sum(p.numel() for p in self.backbone.parameters()), own
+        return f"AdaptedNetwork({self.backbone_name}: {listed(self._tasks, self.backbone, f'{active} is set')})"
 
     def _contents(self, name: str | None) -> Contents:
-        return NO_CONTENTS if name is None else self[name].contents()
-
-    def _every_contents(self) -> list[Contents]:
-        return [self._contents(name) for name in self.tasks]
-
-    def _check_new(self, name: str) -> None:
-        if to_key(check_task_name(name)) in self._tasks:
-            raise NameTakenError(f"there is a task {name!r} already; remove it first, or choose another name")
+        return task_contents(self._tasks, name)
 
     def _adopt(self, task: Task) -> Task:
         self._tasks[to_key(task.name)] = task.train(self.training)
