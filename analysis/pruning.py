@@ -66,8 +66,8 @@ def prune(
         keep: only so many layers keep theirs, those of the largest norm.
         budget: layers lose theirs, the smallest norm first, until the deltas hold at most so many parameters; a float in
             (0, 1] is a share of what they hold.
-        energy: in (0, 1]; each tensor is rounded to the fewest parameters found that keep this share of its squared norm: of
-            ‖ΔW‖², but where a depth folding stacks the deltas of several layers, of all of them together.
+        energy: in (0, 1]; each tensor is rounded to the fewest parameters found that keep this share of its squared norm,
+            which is ‖ΔW‖²; where a depth folding stacks the deltas of several layers, that of all of them together.
         kind: of the norm: "delta", "relative" or "per_parameter".
         norms: norm layers that changed less than this become the backbone's again; see `norm_changes`. May be given alone.
         backbone: for ``norms``; the network, its weights loaded.

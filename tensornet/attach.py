@@ -128,11 +128,11 @@ class Attached(nn.Module):
     _base: type[nn.Module]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """What `type(layer)(…)` makes of an attached layer: an ordinary one."""
+        """`type(layer)(…)` of an attached layer makes an ordinary one."""
         return cls._base(*args, **kwargs)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Nothing: what a class does with its subclasses, such as entering them by name, is not meant for ours."""
+        """Do nothing: a class that, say, enters its subclasses by name should not enter ours."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         slot = self._slot
@@ -225,7 +225,7 @@ def detach(module: nn.Module) -> None:
 
 
 def released(module: nn.Module) -> nn.Module:
-    """The same module, a copy of a part of the backbone or with such copies in it: as before `attach`, and trainable."""
+    """Undo `attach` in a module that holds copies of parts of the backbone, make those trainable, and return it."""
     for part in [part for part in module.modules() if isinstance(part, Attached)]:
         detach(part)
         part.requires_grad_(True)
@@ -233,7 +233,7 @@ def released(module: nn.Module) -> nn.Module:
 
 
 def plain_copy(part: nn.Module) -> nn.Module:
-    """A copy of a part of the backbone: `released`, and without its hooks, which stay around what takes its place."""
+    """An ordinary, trainable copy of a part of the backbone, without hooks: the slot calls those of the part itself."""
     slots = [module._slot for module in part.modules() if isinstance(module, Attached)]
     copied = released(copy.deepcopy(part, {id(slot): slot for slot in slots}))
     clear_hooks(copied)

@@ -79,6 +79,7 @@ class AdaptConfig:
 
     Raises:
         ConfigError: a value is not one of these; it names the field.
+        UnknownNameError: a decomposition or a folding is not registered.
     """
 
     decomposition: str = "cp"

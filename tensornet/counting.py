@@ -56,11 +56,6 @@ def count_tasks(backbone: nn.Module, config: AdaptConfig, tasks: int = 1) -> Cou
     norms = find_norms(backbone, head)
     affine = {path: sum(p.numel() for p in backbone.get_submodule(path).parameters()) for path in norms}
     outside = [t for t in candidates(backbone) if not in_head(t, head)]
-    weights = sum(_numel(backbone, t.module, t.parameter) for t in outside)
+    weights = sum(t.weight_in(backbone).numel() for t in outside)
     own = sum(affine[path] for path in task_norms(config, norms))
     return Count(weights + sum(affine.values()), sum(p.parameters for p in plans), own, tasks, tuple(plans))
-
-
-def _numel(backbone: nn.Module, module: str, parameter: str) -> int:
-    weight = backbone.get_submodule(module)._parameters[parameter]
-    return 0 if weight is None else weight.numel()

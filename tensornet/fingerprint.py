@@ -90,7 +90,13 @@ def _sum(tensor: Tensor) -> int:
 
 
 def same_values(stored: str, others: Mapping[str, str], identity: Mapping[str, str]) -> bool:
-    """Whether a recorded hash, or one of the same tensors in ``others`` dtypes, is of this backbone, in whatever dtype."""
+    """Whether a backbone is the recorded one up to its dtype.
+
+    Args:
+        stored: the recorded hash.
+        others: recorded hashes of the same tensors in other dtypes.
+        identity: what `fingerprint` says of the backbone.
+    """
     return identity["stored"] in (stored, *others.values()) or stored in identity.values()
 
 

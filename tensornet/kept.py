@@ -44,7 +44,7 @@ class Kept:
         self._states = [state(tensor) for tensor in (weight, *factors)]
         self._bits = [_bits(factor) for factor in self._factors] if weight.device.type == "cpu" else []
         self._values = [bits.clone() for bits in self._bits]
-        # some kernels are chosen by whether a weight requires gradients: it does in every grad mode, or in none
+        # some kernels are chosen by whether a weight requires gradients: so this one does where W + ΔW would
         trainable = weight.requires_grad or any(factor.requires_grad for factor in factors)
         self.value = delta.added_to(weight).detach().requires_grad_(trainable)
 

@@ -49,7 +49,7 @@ class LeanKind(Lean):
     _ordinary: type[nn.Module]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Nothing: what a class does with its subclasses, such as entering them by name, is not meant for ours."""
+        """Do nothing: a class that, say, enters its subclasses by name should not enter ours."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (self._ordinary,), self.__dict__

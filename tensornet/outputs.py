@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def logits(output: Any) -> Any:
-    """The logits of an output: what transformers call so in theirs, or the output itself.
+    """The logits of an output: the attribute of that name, which outputs of transformers have, or the output itself.
 
     A tuple is left as it is: those of torchvision's networks with auxiliary heads hold the logits of these as well.
     """

@@ -120,7 +120,7 @@ def parse(text: bytes, source: str) -> TaskRecord:
 
 
 def as_written(record: TaskRecord) -> dict[str, Any]:
-    """A record as plain data; files of before there were classes have none, and stay as they are."""
+    """A record as plain data, without keys that its file does not have: older files have no classes."""
     return record.model_dump(exclude_unset=True)
 
 

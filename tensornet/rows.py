@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from tensornet.errors import ShapeError
 
 CONSTANTS = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.dtype, torch.device, torch.Size)
-"""What is of no row, and the same for all."""
+"""Types of what belongs to no row: all rows have the same."""
 
 
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -94,7 +94,7 @@ class Segments:
         return x.narrow(0, start, stop - start)
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
-        """All rows together; heads of different widths are padded, and the network takes the parts."""
+        """All rows together. Rows of narrower heads are padded; what the network returns is cut from ``head_parts`` then."""
         if not _joinable(parts):
             raise Unroutable("outputs that are not tensors of as many modes each")
         if len({part.shape[1:] for part in parts}) == 1:

@@ -144,7 +144,7 @@ class Slots:
             if branch is None or branch.plain is None or weight is None or not module.training:
                 continue
             call, known = branch.plain
-            if state(weight) == known:  # a weight that is elsewhere until its layer is called is no weight yet
+            if state(weight) == known:  # else it was offloaded, and comes when its layer is called
                 wanted.append(Wanted(module._slot.number, call, weight))
         return made_together(wanted) if wanted else nullcontext()
 

@@ -70,7 +70,7 @@ def legend_below(figure: Figure, labels: Sequence[object], handles: Sequence[Any
     fitting = max(1, int(figure.get_size_inches()[0] / (0.075 * longest + 0.55)))
     figure.set_figheight(figure.get_figheight() + 0.2 * ((len(labels) - 1) // fitting))
     figure.legend(
-        list(handles),  # those that axes list lack what is called _something
+        list(handles),  # given, since axes leave out lines whose name begins with _
         [str(label) for label in labels],
         loc="outside lower center",
         frameon=False,

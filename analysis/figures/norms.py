@@ -99,7 +99,7 @@ def component_map(table: pd.DataFrame, title: str, label: str) -> Figure:
         image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=highest)
         axes.set_yticks(np.unique(np.linspace(0, len(values) - 1, min(len(values), 5)).astype(int)))
         axes.set_yticklabels([str(int(i) + 1) for i in axes.get_yticks()])
-        axes.set_ylabel("component" if panel > 1.2 else "")  # as long as a low panel is high
+        axes.set_ylabel("component" if panel > 1.2 else "")  # the word is that long
         axes.set_title(str(task), loc="left", fontsize=10)
     name_layers(panels[-1], layers)
     panels[-1].set_xlabel("layer, in network order")

@@ -61,14 +61,14 @@ class Seen:
 def calibrate(network: nn.Module, inputs: Tensor | Iterable[Any], changes: Sequence[Change]) -> dict[str, Seen]:
     """Run a network on inputs and keep what its layers see, by target name.
 
+    A weight that is used without its layer being called counts as one whose inputs are alike in all directions; of the
+    output projection of `nn.MultiheadAttention` it is known how often it is applied. One weight of three projections counts
+    as seeing what all three see.
+
     Args:
         network: in which the changed layers are; it is left as it is.
         inputs: one batch, or an iterable of batches; of a batch that is a tuple, the first entry.
         changes: whose layers to watch.
-
-    A weight that is used without its layer being called counts as one whose inputs are alike in all directions; of the
-    output projection of `nn.MultiheadAttention` it is known how often it is applied. One weight of three projections counts
-    as seeing what all three see.
 
     Raises:
         NonFiniteError: a layer saw NaN or infinity.

@@ -45,7 +45,7 @@ def pack(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], budg
     kept = [_undominated(e, c) for e, c in zip(errors, costs, strict=True)]
     ceiling = sum(max(e) for e in errors)
     found = _packed(errors, costs, budget, kept, ceiling)
-    while 0 < found.error < ceiling / 10:  # the solver takes a millionth for nothing: without what is too bad it sees finer
+    while 0 < found.error < ceiling / 10:  # the solver ignores a millionth: without the worst options that is less
         ceiling = found.error
         kept = [[option for option in options if errors[g][option] <= ceiling] for g, options in enumerate(kept)]
         finer = _packed(errors, costs, budget, kept, ceiling)

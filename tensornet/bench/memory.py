@@ -33,7 +33,8 @@ def weigh(name: str, data: Path | None, tasks: int = 100) -> dict[str, object]:
         net.load_task(path, "second")
         net(x)
         size = (path / "task.safetensors").stat().st_size
-        weights = {id(w): w.nbytes for plan in net.plans for m in plan.fold.members for w in [_weight(net.backbone, m)]}
+        targets = [member.target for plan in net.plans for member in plan.fold.members]
+        weights = {id(weight): weight.nbytes for weight in (target.weight_in(net.backbone) for target in targets)}
         before = _resident()
         for i in range(tasks):
             net.load_task(path, f"task{i}")
@@ -49,11 +50,6 @@ def weigh(name: str, data: Path | None, tasks: int = 100) -> dict[str, object]:
         "ratio": (backbone + grown) / wanted,
         "file_bytes": size,
     }
-
-
-def _weight(backbone: torch.nn.Module, member: object) -> torch.Tensor:
-    target = member.target  # type: ignore[attr-defined]
-    return backbone.get_parameter(f"{target.module}.{target.parameter}")
 
 
 def _resident() -> int:

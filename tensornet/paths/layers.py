@@ -27,7 +27,7 @@ _CUT = 4
 
 @dataclass(frozen=True)
 class Convolution:
-    """An ungrouped convolution of any number of dimensions; see `Linear` for what the methods share.
+    """An ungrouped convolution of any number of dimensions; its methods are those of `Linear`, documented there.
 
     Attributes:
         pad, mode: what `torch.nn.functional.pad` does before it, where the layer's own padding is of another kind.
@@ -229,7 +229,7 @@ def _cut(x: Tensor) -> Tensor:
 def product(matrix: Tensor, flat: Tensor) -> Tensor:
     """Σ_c matrix[q, c] · flat[n, c, p]: shape (N, Q, P), its channels last in memory where those of ``flat`` are."""
     places = flat.transpose(1, 2)
-    if places.is_contiguous():  # the other way round a product with fewer than eight rows takes up to twenty times as long
+    if places.is_contiguous():  # flat · matrixᵀ: matrix · flat takes up to twenty times as long with fewer than eight rows
         return torch.bmm(places, matrix.T.expand(flat.shape[0], *matrix.T.shape)).transpose(1, 2)
     return torch.bmm(matrix.expand(flat.shape[0], *matrix.shape), flat)
 

@@ -41,7 +41,8 @@ ALLOWED: Mapping[str, tuple[Path, ...]] = {
     "weight": tuple(path for path in _ON_WEIGHT if path.inputs == "weight"),
     "activations": (THROUGH_RANK,),
 }
-"""What a user asks for, and what eval mode allows: there, a kept W + ΔW gives the same bits without gradients."""
+"""Paths by what is asked for: the three ways of a user, and "output on the weight", which is "auto" in eval mode. There the
+output has to have the same bits as that of a kept W + ΔW, which is used without gradients."""
 
 
 class Call(NamedTuple):

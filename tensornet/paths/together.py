@@ -139,7 +139,7 @@ class _Maps(NamedTuple):
 class _Sums(torch.autograd.Function):
     """The sums of all stacks, from all their factors.
 
-    A layer that a backward does not reach gets no gradient, and a later backward may still reach it, as if it were alone.
+    One backward may reach some of the layers and a later one the others, as they may where each has a sum of its own.
     """
 
     @staticmethod

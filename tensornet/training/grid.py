@@ -214,7 +214,7 @@ class Grid:
         return rows
 
     def all(self, progress: bool = True, before: Callable[[str], None] | None = None) -> Iterator[Row]:
-        """Every result in turn, those that are missing made now; `results.json` is written after each.
+        """Every result in turn, those that are missing made now; `results.json` is written after each of these.
 
         Args:
             progress: show progress bars.

@@ -1,4 +1,4 @@
-"""What a step of training does to which parameters: groups with rates of their own, the optimizer, its schedule."""
+"""How a step of training changes parameters: groups with rates of their own, the optimizer, its schedule."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ def shipped() -> list[str]:
 def load_recipe(source: str, settings: Sequence[str] = ()) -> dict[str, Recipe]:
     """The recipe in a file, or one of the package by its name.
 
+    A path under `adapt.layers` begins at the recipe's folder, in ``settings`` at the working directory; what the plan says
+    becomes part of the recipe.
+
     Args:
         source: a path, or a name that `shipped` lists.
         settings: changes `key=value`, dotted keys, values as in TOML; they also win over variants.
-
-    A path under `adapt.layers` begins at the recipe's folder, in ``settings`` at the working directory; what the plan says
-    becomes part of the recipe.
 
     Returns:
         One recipe per variant, under its name; under "" where there are none. Where one learns from "full" and no variant

@@ -107,7 +107,7 @@ FULL = "full"
 SOFTLY = {"teacher": FULL, "weight": 1.0, "temperature": 4.0}
 """`[train.distill]` where a recipe says no more than `start = "teacher"`: see docs/results.md."""
 BY_THREE = SOFTLY | {"seeds": (0, 1, 2)}
-"""The same of `start = "teachers"`."""
+"""`[train.distill]` where a recipe says no more than `start = "teachers"`."""
 
 Start = Literal["random", "backbone", "gradients", "teacher", "teachers"]
 START = get_args(Start)
@@ -202,7 +202,7 @@ class TaskEntry(_Table):
 
 
 class Recipe(_Table):
-    """All of a recipe file; `variants` holds changes to the other tables, one run of all tasks for each."""
+    """All of a recipe file. `load_recipe` makes one of each of its `variants`, in which that table is empty."""
 
     backbone: Backbone
     input: Input
@@ -235,7 +235,8 @@ class Recipe(_Table):
     def full_fine_tuning(self, seeds: Iterable[int]) -> Recipe:
         """The same training of a copy of the whole network, with these ``seeds`` after its own, to learn from.
 
-        It has three tenths of the learning rate, and no mixed pairs: who learns from them teaches worse (docs/results.md).
+        It has three tenths of the learning rate, and no mixed pairs: networks that learnt from those teach worse
+        (docs/results.md).
         """
         plain = {"start": "random", "distill": None, "rates": Rates(), "delta_decay": 0.0, "mixup": 0.0}
         own = {"method": "full", "lr": 0.3 * self.train.lr, "seeds": tuple(dict.fromkeys((*self.train.seeds, *seeds)))}

@@ -64,9 +64,9 @@ def without_network(runs: Iterable[Run], out: Path) -> list[Run]:
 def together(out: Path, own: Mapping[str, Recipe], wanted: Container[str]) -> dict[str, Recipe]:
     """The recipes of all runs in a folder, after those of one more recipe.
 
-    A variant of both that has no results is what it is now. Of one with the same settings, tasks and seeds are joined; a
-    task whose data are elsewhere now stays what it is while it has results. One with other settings stays as it is, unless
-    it is ``wanted`` now.
+    A variant that both have is taken from ``own`` where the folder has no results of it. Where its settings are the same,
+    tasks and seeds of both are joined; a task with results keeps its data folder. Where its settings differ, the folder's is
+    kept, unless it is ``wanted`` now.
 
     Args:
         out: the folder; it may be new.
@@ -137,7 +137,7 @@ def read_row(record: Path) -> dict[str, Any] | None:
     """The result in a file; None where there is none.
 
     Raises:
-        RecipeError: it is no result.
+        RecipeError: it is no result that a training wrote.
     """
     if not record.is_file():
         return None

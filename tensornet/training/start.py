@@ -139,7 +139,7 @@ def take_teachers(net: AdaptedNetwork, task: Task, teachers: Sequence[nn.Module]
         with torch.no_grad():
             for name, factor in module.factors().items():
                 norm = found[name].norm()
-                if name != module.zero and norm > 0:  # a tensor stays what it is where its factors share it in another way
+                if name != module.zero and norm > 0:  # the factor that starts at zero takes up what this one loses
                     ratio = initial_norm(module, name) / norm
                     found[module.zero] = found[module.zero] / ratio
                     factor.copy_(found[name] * ratio)
