@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tensornet.errors import BackboneError, near
+from tensornet.errors import BackboneError, bulleted, near
 from tensornet.modules import modules_from_here
 from tensornet.states import behind_prefix, differences, tensors
 
@@ -84,7 +84,7 @@ def load_weights(backbone: nn.Module, path: Path, optional: Container[str] = ())
     own = backbone.state_dict()
     wrong = differences({key: tensor for key, tensor in tensors(own).items() if key in state or key not in optional}, state)
     if wrong:
-        lines = "".join(f"\n  - {line}" for line in wrong[:20]) + f"\n{behind_prefix(tensors(own), state)}".rstrip()
+        lines = bulleted(wrong, 20) + f"\n{behind_prefix(tensors(own), state)}".rstrip()
         raise BackboneError(f"weights {path} do not fit the network:{lines}")
     backbone.load_state_dict(own | state)
 

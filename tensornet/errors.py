@@ -7,6 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
+def bulleted(lines: Sequence[str], most: int | None = None) -> str:
+    """Lines below a sentence, each behind a dash; of more than ``most`` the first, and how many more there are."""
+    shown = list(lines) if most is None or len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
+    return "".join(f"\n  - {line}" for line in shown)
+
+
 class TensornetError(Exception):
     """Base of every error raised on bad input; each also derives from the built-in it specialises."""
 
@@ -66,8 +72,7 @@ class MismatchError(TaskFileError):
 
     def __init__(self, what: str, mismatches: Sequence[str], advice: str = "") -> None:
         self.mismatches = tuple(mismatches)
-        lines = "".join(f"\n  - {line}" for line in mismatches)
-        super().__init__(f"{what}:{lines}" + (f"\n{advice}" if advice else ""))
+        super().__init__(f"{what}:{bulleted(mismatches)}" + (f"\n{advice}" if advice else ""))
 
 
 class WriteError(TensornetError, OSError):
@@ -83,8 +88,7 @@ class RecipeError(TensornetError, ValueError):
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        lines = "".join(f"\n  - {line}" for line in problems)
-        super().__init__(f"{source} cannot be run:{lines}")
+        super().__init__(f"{source} cannot be run:{bulleted(problems)}")
 
 
 class MissingExtraError(TensornetError, ImportError):

@@ -19,7 +19,7 @@ from tensornet.card import card
 from tensornet.config import AdaptConfig
 from tensornet.decompositions import Decomposition
 from tensornet.delta import Delta
-from tensornet.errors import ConfigError, NonFiniteError, ShapeError, StateError, TaskFileError
+from tensornet.errors import ConfigError, NonFiniteError, ShapeError, StateError, TaskFileError, bulleted
 from tensornet.fingerprint import DTYPES, head_fingerprint
 from tensornet.heads import describe, outputs
 from tensornet.names import check_task_name
@@ -270,8 +270,7 @@ def _assembled(
             problems.append(f"{key!r} is in {TENSORS} and not in {JSON}")
     problems += [f"norm layer {layer!r} has no tensors" for layer, found in norms.items() if not found]
     if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems[:20])
-        raise TaskFileError(f"{path}: {JSON} and {TENSORS} contradict each other:{listed}")
+        raise TaskFileError(f"{path}: {JSON} and {TENSORS} contradict each other:{bulleted(problems, 20)}")
     return TaskFile(name, config, record, tuple(decomposed), norms, head)
 
 

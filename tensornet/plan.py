@@ -10,7 +10,7 @@ from torch import nn
 
 from tensornet.config import AdaptConfig, Choice
 from tensornet.decompositions import Decomposition, decomposition
-from tensornet.errors import RankError, ShapeError
+from tensornet.errors import RankError, ShapeError, bulleted
 from tensornet.foldings import Fold, check_folds, check_names
 from tensornet.registry import FOLDINGS
 from tensornet.shapes import Rank, Shape
@@ -77,7 +77,7 @@ def plan(backbone: nn.Module, config: AdaptConfig, head: str | None) -> list[Ten
                 continue
             plans.append(TensorPlan(fold, choice.decomposition, rank, config.folding, config.scale))
     if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
+        lines = bulleted(problems)
         advice = "change the rank or budget, exclude these layers, or give them their own under `layers`"
         raise RankError(f"{len(problems)} of {len(plans) + len(problems)} tensors cannot be made:{lines}\n{advice}")
     check_names(config.folding, [own.fold for own in plans])

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from tensornet.errors import TaskFileError, TensornetError
+from tensornet.errors import TaskFileError, TensornetError, bulleted
 from tensornet.foldings import Fold, Member, check_fold
 from tensornet.plan import TensorPlan
 from tensornet.shapes import check_shape
@@ -115,8 +115,8 @@ def parse(text: bytes, source: str) -> TaskRecord:
     try:
         return TaskRecord.model_validate(data)
     except ValidationError as error:
-        lines = [f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:20]]
-        raise TaskFileError(f"{source} has {error.error_count()} mistakes:{''.join(lines)}") from None
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise TaskFileError(f"{source} has {len(lines)} mistakes:{bulleted(lines, 20)}") from None
 
 
 def as_written(record: TaskRecord) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def plans_of(record: TaskRecord, source: str) -> list[TensorPlan]:
         try:
             plans.append(tensor.plan(name))
         except TensornetError as error:
-            problems.append(f"\n  - {name}: {error}")
+            problems.append(f"{name}: {error}")
     if problems:
-        raise TaskFileError(f"{source} has {len(problems)} tensors that cannot be:{''.join(problems[:20])}")
+        raise TaskFileError(f"{source} has {len(problems)} tensors that cannot be:{bulleted(problems, 20)}")
     return plans

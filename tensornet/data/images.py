@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from tensornet.data.sources import Split
-from tensornet.errors import DataError, MissingExtraError
+from tensornet.errors import DataError, MissingExtraError, bulleted
 
 try:
     from PIL import Image, ImageOps
@@ -141,9 +141,7 @@ def _every(split: Split, read: Callable[[int], None]) -> None:
         except _UNREADABLE as error:
             bad.append(f"{_name(split, i)}: {error}")
     if bad:
-        more = f"\n  - and {len(bad) - 10} more" if len(bad) > 10 else ""
-        listed = "".join(f"\n  - {line}" for line in bad[:10]) + more
-        raise DataError(f"{split.where}: {len(bad)} of {len(split.images)} images cannot be read:{listed}")
+        raise DataError(f"{split.where}: {len(bad)} of {len(split.images)} images cannot be read:{bulleted(bad, 10)}")
 
 
 class Shuffled(BatchSampler):

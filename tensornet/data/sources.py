@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensornet.errors import DataError, MissingExtraError
+from tensornet.errors import DataError, MissingExtraError, bulleted
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -209,6 +209,5 @@ def _lines(root: Path, path: Path) -> list[tuple[Path, int]]:
         else:
             rows.append((root / name, int(label)))
     if problems:
-        more = f"\n  - and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"the list {path} cannot be used:" + "".join(f"\n  - {p}" for p in problems[:10]) + more)
+        raise DataError(f"the list {path} cannot be used:{bulleted(problems, 10)}")
     return rows
