@@ -79,7 +79,7 @@ class TaskFile:
         counts = {
             "deltas": sum(plan.parameters for plan, _ in self.tensors),
             "norms": sum(t.numel() for norm in self.norms.values() for n, t in norm.items() if not _is_statistic(n)),
-            "head": sum(t.numel() for n, t in self.head.items() if not _is_statistic(n)),
+            "head": sum(t.numel() for n, t in self.head.items() if not _is_statistic(n) and t.is_floating_point()),
         }
         return counts | {"total": sum(counts.values())}
 

@@ -6,7 +6,8 @@ import logging
 import time
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -278,15 +279,21 @@ def score(trainer: L.Trainer, module: Classifier, test: Images, batch_size: int)
     return float(metrics["accuracy"])
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Without what Lightning says about its surroundings: workers, loggers, hardware."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    with warnings.catch_warnings():
         for message in _CHATTER:
             warnings.filterwarnings("ignore", message=message)
-        for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for logger in levels:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)
 
 
 _CHATTER: Iterable[str] = (
