@@ -292,7 +292,7 @@ class AdaptedNetwork(nn.Module):
         with self._turns.taken(), versions_counted():  # what is copied must not be at work for another thread
             if not replace or name not in self:
                 check_new(self._tasks, name)
-            check_fit(file, self.backbone, self.head_path, self._norms, self.identity())
+            check_fit(file, self.backbone, self.head_path, self._norms, self._identity.quick())
             heads = [self[other].head for other in self.tasks]
             task = fitted_task(file, name, self.backbone, self.head_path, head, self.plans, heads)
             self._slots.admit(list(task.plans.values()))
