@@ -36,7 +36,7 @@ class SlowAttention:
 
     def path(self) -> AbstractContextManager[None]:
         """The context in which the backbone has to run."""
-        return _FastPath.off() if self._required and not torch.compiler.is_compiling() else nullcontext()
+        return _FastPath.off() if self._required and not torch.compiler.is_dynamo_compiling() else nullcontext()
 
 
 def without_hooks(copied: nn.Module) -> nn.Module:

@@ -41,9 +41,10 @@ class Identity:
     def quick(self) -> dict[str, str]:
         """As `hashes`, of a backbone that nothing has changed without a trace: it reads none of the numbers."""
         found = list(map(state, (*self._backbone.parameters(), *self._backbone.buffers())))
-        if self._known is None or self._known[0] != found:
-            self._known = (found, fingerprint(self._backbone, self._head))
-        return self._known[1]
+        known = self._known
+        if known is None or known[0] != found:
+            known = self._known = (found, fingerprint(self._backbone, self._head))
+        return known[1]
 
     def warn_of_changes(self, task: str) -> None:
         """Warn that ``task`` will be one of another backbone than that of the beginning, where values of it have changed.

@@ -19,6 +19,8 @@ from tensornet.segments import Segments
 from tensornet.slots import Contents, Slots
 from tensornet.tasks import task_contents, task_names
 
+_Route = tuple[bool, bool]
+"""What `probe` says."""
 _REMEMBERED = 256
 """Kinds of batches of which it is kept how they are served."""
 
@@ -36,7 +38,8 @@ class MixedBatch:
         self.backbone = backbone
         self.slots = slots
         self.tasks = tasks
-        self._routes: dict[Any, tuple[bool, bool]] = {}
+        self._routes: dict[Any, _Route] = {}
+        self._of_all: dict[Any, _Route] = {}  # what holds of some tasks because it holds of all
 
     def run(self, names: Sequence[str | None], args: tuple[Any, ...], kwargs: dict[str, Any], way: Way) -> list[Any]:
         """One output per row. The slots are left empty.
@@ -101,21 +104,22 @@ class MixedBatch:
         """
         inputs = tuple(tree_leaves(mapped((args, kwargs), batch_size(args, kwargs), _kind)))
         kind = inputs, _learning(every)
-        known = self._routes.get(self._key(kind, every))
+        key = self._key(kind, every)
+        known = self._routes.get(key) or self._of_all.get(key)
         if known is None:
             known = self._probed(kind, [task_contents(self.tasks, name) for name in task_names(self.tasks)], args, kwargs)
+            if known[0]:
+                _keep(self._of_all, key, known)
         if not known[0]:
             known = self._probed(kind, every, args, kwargs)
         routable, head_apart = known
         return routable and (head_apart or self._heads_alike(every))
 
-    def _probed(self, kind: Any, every: Sequence[Contents], args: Any, kwargs: Any) -> tuple[bool, bool]:
+    def _probed(self, kind: Any, every: Sequence[Contents], args: Any, kwargs: Any) -> _Route:
         """As `probe`, which is asked once for each kind of input and choice of layers that change."""
         key = self._key(kind, every)
         if key not in self._routes:
-            if len(self._routes) == _REMEMBERED:
-                del self._routes[next(iter(self._routes))]
-            self._routes[key] = probe(self.backbone, self.slots, every, args, kwargs)
+            _keep(self._routes, key, probe(self.backbone, self.slots, every, args, kwargs))
         return self._routes[key]
 
     def _key(self, kind: Any, every: Sequence[Contents]) -> Any:
@@ -130,6 +134,12 @@ class MixedBatch:
         own = self.slots.modules[head]
         modules = {id(module): module for module in (own if h is None else h for h in heads)}.values()
         return len(modules) == 1 or len({m.out_features if isinstance(m, nn.Linear) else m for m in modules}) == 1
+
+
+def _keep(routes: dict[Any, _Route], key: Any, route: _Route) -> None:
+    if len(routes) == _REMEMBERED:
+        del routes[next(iter(routes))]
+    routes[key] = route
 
 
 def _segment(output: Any, router: Segments, number: int) -> Any:

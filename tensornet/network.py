@@ -201,7 +201,7 @@ class AdaptedNetwork(nn.Module):
             UnknownNameError: a name is not a task.
             StateError: a layer of the backbone was replaced since it was adapted; or another thread computes a mixed batch.
         """
-        eager = not torch.compiler.is_compiling()
+        eager = not torch.compiler.is_dynamo_compiling()
         if eager:
             self._slots.check_places()
         if tasks is not None:
@@ -229,8 +229,8 @@ class AdaptedNetwork(nn.Module):
             ShapeError, UnknownNameError: there are no names; a name is not a task.
         """
         args, names = inputs_and_names(args, tasks)
-        prefix = Prefix(self.backbone, self._slots.touched([self._contents(name) for name in names]))
         with self._turns.taken(), versions_counted():
+            prefix = Prefix(self.backbone, self._slots.touched([self._contents(name) for name in names]))
             outputs = prefix.each(names, self.task, self, args, kwargs)
             if torch.is_grad_enabled():
                 self._slots.remember_several_tasks()
@@ -309,13 +309,15 @@ class AdaptedNetwork(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters the backbone has, under "backbone", and each task; one of that name is left out."""
-        own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
+        with self._turns.taken():
+            own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
         base = {"backbone": sum(p.numel() for p in self.backbone.parameters())}
         return base | own | base
 
     def __repr__(self) -> str:
         active = "the untouched backbone" if self._active is None else f"task {self._active!r}"
-        return f"AdaptedNetwork({self.backbone_name}: {listed(self._tasks, self.backbone, f'{active} is set')})"
+        with self._turns.taken():
+            return f"AdaptedNetwork({self.backbone_name}: {listed(self._tasks, self.backbone, f'{active} is set')})"
 
     def _contents(self, name: str | None) -> Contents:
         return task_contents(self._tasks, name)

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -600,3 +602,49 @@ def test_classes_that_are_no_list_are_refused(saved, tmp_path):
     net["t"].classes = 3
     with pytest.raises(StateError, match="its classes should be names"):
         net.save_task("t", tmp_path / "u")
+
+
+def test_what_is_moved_aside_of_another_task_is_left_alone(saved, monkeypatch):
+    net, path = saved
+    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: None)
+    other = path.with_name(f".{path.name}.v2.0badcafe.old")
+    path.rename(other)
+    with pytest.raises(TaskFileError, match="is no task folder"):
+        tn.read_task(path)
+    net.save_task("t", path)
+    assert tn.read_task(other).name == "t"
+
+
+def test_a_version_that_a_killed_writer_did_not_tidy_up_does_not_come_back(saved, monkeypatch):
+    net, path = saved
+    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: None)
+    stale = path.with_name(f".{path.name}.0badcafe.old")
+    shutil.copytree(path, stale)
+    (stale / "notes.txt").write_text("mine")
+    net.save_task("t", path)
+    assert not stale.exists()
+    assert (path / "notes.txt").read_text() == "mine"
+    shutil.rmtree(path)
+    with pytest.raises(TaskFileError, match="is no task folder"):
+        tn.read_task(path)
+
+
+def test_several_writers_of_one_folder_all_write(tmp_path):
+    path = tmp_path / "t"
+    atomic.write_folder(path, {"m": "0"}, mark="m")
+    (path / "notes.txt").write_text("mine")
+
+    def write(number):
+        for i in range(50):
+            atomic.write_folder(path, {"m": f"{number} {i}", "other": "x" * i}, mark="m")
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(write, range(4))) == [None] * 4
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t"]
+    assert sorted(entry.name for entry in path.iterdir()) == ["m", "notes.txt", "other"]
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_what_is_no_name_of_a_file_is_refused(path):
+    with pytest.raises(WriteError, match="cannot write"):
+        atomic.write_file(path, "")

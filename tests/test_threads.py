@@ -1,6 +1,8 @@
 """Threads that share a network: they take turns, or are told to."""
 
 import copy
+import os
+import signal
 import sys
 import threading
 import time
@@ -191,3 +193,101 @@ def test_a_plain_call_is_of_one_task_from_its_beginning_to_its_end(other, tmp_pa
         assert all(torch.allclose(answer, whole[0], atol=1e-5) for answer in answers)
     else:
         assert not refused
+
+
+@pytest.mark.parametrize("act", ["merged", "task", "add"])
+def test_a_call_whose_hook_wants_a_turn_and_a_thread_that_sets_a_task_wait_for_each_other_in_turn(act):
+    net = network()
+    net.set_task("a")
+    x, reached = torch.randn(2, 6), threading.Event()
+
+    def hook(module, inputs):
+        if not reached.is_set():
+            reached.set()
+            time.sleep(0.1)  # the other thread waits for this call now
+            if act == "merged":
+                net.merged("a")
+            elif act == "add":
+                net.add_task("c")
+            else:
+                with net.task("b"):
+                    net(x)
+
+    net.backbone[1].register_forward_pre_hook(hook)
+    with ThreadPoolExecutor(2) as threads:
+        calling = threads.submit(net, x)
+        setting = threads.submit(lambda: reached.wait() and net.set_task("b"))
+        assert not wait([calling, setting], timeout=20).not_done
+
+
+def held(net):
+    """Two events: a call of the network is in its middle, and may go on."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stop(module, inputs):
+        inside.set()
+        go_on.wait(20)
+
+    net.backbone[1].register_forward_pre_hook(stop)
+    return inside, go_on
+
+
+def test_an_interrupt_of_who_waits_for_others_leaves_nobody_waiting(monkeypatch):
+    net = network()
+    net.set_task("a")
+    x, (inside, go_on) = torch.randn(2, 6), held(net)
+
+    def interrupted(condition, timeout=None):
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1) as thread:
+        calling = thread.submit(net, x)
+        inside.wait(20)
+        with monkeypatch.context() as patch:
+            patch.setattr(net._turns._changed, "wait_for", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                net.set_task("b")
+        go_on.set()
+        calling.result(20)
+        assert thread.submit(net, x).result(20) is not None
+
+
+def test_a_hook_inside_a_mixed_batch_cannot_call_the_network():
+    net = network()
+    x = torch.randn(2, 6)
+    net.backbone[1].register_forward_pre_hook(lambda *_: net(x) and None)
+    with pytest.raises(StateError, match="a hook inside a mixed batch"):
+        net(x, tasks=["a", "b"])
+    net.backbone[1]._forward_pre_hooks.clear()
+    net.set_task("a")
+    torch.testing.assert_close(net(x), net.merged("a").eval()(x))
+
+
+def test_turns_hold_while_another_thread_compiles(monkeypatch):
+    """`torch.compiler.is_compiling` is true in all threads while one of them compiles."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    net = network()
+    with ThreadPoolExecutor(1) as thread:
+        with net.task("a"):
+            other = thread.submit(net.set_task, "b")
+            assert wait([other], timeout=0.2).not_done
+            assert net.active == "a"
+        assert other.result(20) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_waits_for_none_of_the_threads_that_it_has_not():
+    net = network()
+    inside, go_on = held(net)
+    with ThreadPoolExecutor(1) as thread:
+        calling = thread.submit(net, torch.randn(2, 6))
+        inside.wait(20)
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            net.set_task("a")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        go_on.set()
+        calling.result(20)

@@ -244,6 +244,10 @@ def fit(
 class _Checkpoint(ModelCheckpoint):
     """The state of a training after every epoch, in one file."""
 
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         try:
             super().on_train_epoch_end(trainer, pl_module)
