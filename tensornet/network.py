@@ -26,7 +26,7 @@ from tensornet.prefix import Prefix
 from tensornet.slots import Contents, Slots
 from tensornet.targets import find_head
 from tensornet.task import Task
-from tensornet.tasks import check_new, listed, task_contents, task_named, task_names
+from tensornet.tasks import check_new, is_current, listed, task_contents, task_named, task_names, task_sizes
 from tensornet.turns import Turns
 from tensornet.versions import versions_counted
 
@@ -209,7 +209,7 @@ class AdaptedNetwork(nn.Module):
                 raise StateError("a mixed batch cannot be exported; export net.merged(name), or the network with a task set")
             rows = self._rows if eager else torch.compiler.disable(self._rows)  # a graph would be of one list of names
             return rows(tasks, args, kwargs)
-        if eager and self._slots.contents is not self._contents(self._active):
+        if eager and not is_current(self._tasks, self._active, self._slots.contents):
             with self._turns.taken():  # another thread may be setting a task
                 self.set_task(self._active)  # a head, a norm or a delta of it was replaced since
         with self._turns.call(), self._attention.path(), self._slots.sums_made():
@@ -309,15 +309,12 @@ class AdaptedNetwork(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters the backbone has, under "backbone", and each task; one of that name is left out."""
-        with self._turns.taken():
-            own = {name: self[name].parameter_counts()["total"] for name in self.tasks}
         base = {"backbone": sum(p.numel() for p in self.backbone.parameters())}
-        return base | own | base
+        return base | task_sizes(self._tasks) | base
 
     def __repr__(self) -> str:
         active = "the untouched backbone" if self._active is None else f"task {self._active!r}"
-        with self._turns.taken():
-            return f"AdaptedNetwork({self.backbone_name}: {listed(self._tasks, self.backbone, f'{active} is set')})"
+        return f"AdaptedNetwork({self.backbone_name}: {listed(self._tasks, self.backbone, f'{active} is set')})"
 
     def _contents(self, name: str | None) -> Contents:
         return task_contents(self._tasks, name)

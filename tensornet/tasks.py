@@ -38,6 +38,20 @@ def task_contents(tasks: nn.ModuleDict, name: str | None) -> Contents:
     return NO_CONTENTS if name is None else task_named(tasks, name).contents()
 
 
+def is_current(tasks: nn.ModuleDict, name: str | None, contents: Contents) -> bool:
+    """Whether a task, as its modules are now, puts just these contents into the slots."""
+    try:
+        return contents is task_contents(tasks, name)
+    except UnknownNameError:  # another thread is removing it
+        return False
+
+
+def task_sizes(tasks: nn.ModuleDict) -> dict[str, int]:
+    """How many parameters each task has."""
+    every = [(from_key(key), task) for key, task in list(tasks.items())]  # at once, as above
+    return {name: task.parameter_counts()["total"] for name, task in every if isinstance(task, Task)}
+
+
 def check_new(tasks: nn.ModuleDict, name: str) -> None:
     """A new task needs a name of its own.
 
@@ -51,6 +65,5 @@ def check_new(tasks: nn.ModuleDict, name: str) -> None:
 def listed(tasks: nn.ModuleDict, backbone: nn.Module, remark: str) -> str:
     """The parameters of a backbone with a remark, and those of each task and their share, a line each."""
     base = sum(p.numel() for p in backbone.parameters())
-    sizes = {name: task_named(tasks, name).parameter_counts()["total"] for name in task_names(tasks)}
-    lines = [f"  {name}: {size:,} parameters ({size / max(base, 1):.1%})" for name, size in sizes.items()]
+    lines = [f"  {name}: {n:,} parameters ({n / max(base, 1):.1%})" for name, n in task_sizes(tasks).items()]
     return "\n".join([f"{base:,} parameters; {remark}", *(lines or ["  no task yet"])])
