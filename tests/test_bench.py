@@ -27,7 +27,7 @@ SHORT = ["--setup", "tiny", "--repeats", "2", "--threads", "1"]
 
 
 def test_from_the_command_line_and_again(tmp_path):
-    measures = ["training", "inference", "mixed", "prefix", "tasks", "number"]
+    measures = ["training", "inference", "mixed", "switching", "prefix", "tasks", "number"]
     words = [word for measure in measures for word in ("--measure", measure)]
     out = tmp_path / "bench"
     tensornet("bench", *SHORT, *words, "--out", out)

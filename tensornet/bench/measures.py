@@ -8,7 +8,7 @@ from tensornet.bench.lifecycle import memory, tasks
 from tensornet.bench.operations import operations
 from tensornet.bench.place import Row, Workplace
 from tensornet.bench.scaling import cost_of_rank, cost_of_size, cost_of_tasks
-from tensornet.bench.serving import compiled, inference, mixed, prefix
+from tensornet.bench.serving import compiled, inference, mixed, prefix, switching
 from tensornet.bench.training import compiled_training, training
 
 MEASURES: Mapping[str, Callable[[Workplace], list[Row]]] = {
@@ -16,6 +16,7 @@ MEASURES: Mapping[str, Callable[[Workplace], list[Row]]] = {
     "operations": operations,
     "inference": inference,
     "mixed": mixed,
+    "switching": switching,
     "prefix": prefix,
     "tasks": tasks,
     "memory": memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -15,6 +16,7 @@ from tensornet.bench.contenders import contenders, fresh_head, twin
 from tensornet.bench.place import Row, Workplace
 from tensornet.config import AdaptConfig
 from tensornet.network import AdaptedNetwork, adapt
+from tensornet.paths.branch import Way
 
 _BARE = "bare backbone"
 
@@ -62,6 +64,38 @@ def mixed(place: Workplace) -> list[Row]:
     return [
         {"contender": name, "seconds": median(own), "ratio": ratio(own, taken["one task"])} for name, own in taken.items()
     ]
+
+
+@torch.no_grad()
+def switching(place: Workplace) -> list[Row]:
+    """One row at a time: of a task that stays set, of another task every time, and of every task."""
+    net = place.network(tasks=8)
+    x, names = place.inputs(1), net.tasks
+    turns = itertools.cycle(names)
+
+    def changing(path: Way) -> None:
+        net.path = path
+        for _ in names:
+            with net.task(next(turns)):
+                place.call(net, x)
+        net.path = "auto"
+
+    def staying() -> None:
+        for _ in names:
+            place.call(net, x)
+
+    bare = twin(place.backbone).to(place.device).eval()
+    repeated = x.repeat(len(names), *[1] * (x.ndim - 1))
+    runs: dict[str, Callable[[], object]] = {
+        _BARE: lambda: [place.call(bare, x) for _ in names],
+        "a task that stays set": staying,
+        "changing tasks": partial(changing, "auto"),
+        "changing tasks, on the activations": partial(changing, "activations"),
+        "every task: forward_tasks": partial(place.call, net.forward_tasks, x, tasks=names),
+        "every task: the row repeated in a mixed batch": partial(place.call, net, repeated, tasks=names),
+    }
+    taken = interleaved(runs, place.repeats, place.device)
+    return [{"contender": name, "seconds": median(own), "ratio": ratio(own, taken[_BARE])} for name, own in taken.items()]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ TITLES: Mapping[str, str] = {
     "operations": "A step of training by operation",
     "inference": "A forward in eval mode",
     "mixed": "32 rows of 8 tasks",
+    "switching": "Eight tasks, one row each",
     "prefix": "Four tasks that share the first half of the layers",
     "tasks": "Adding, switching, loading",
     "memory": "A hundred tasks in one process",

@@ -15,7 +15,7 @@ _SETUP = (
     "minilm-128, tiny. May be repeated."
 )
 _MEASURE = (
-    "Measure: training, inference, operations, mixed, prefix, tasks, memory, compiled, rank, size, number, or "
+    "Measure: training, inference, operations, mixed, switching, prefix, tasks, memory, compiled, rank, size, number, or "
     "compiled-training, which takes minutes more. May be repeated."
 )
 
