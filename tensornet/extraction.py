@@ -147,11 +147,11 @@ def _head(net: AdaptedNetwork, state: Mapping[str, Tensor]) -> nn.Module | None:
     return head
 
 
-def _of_other_classes(own: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    """A head like ``own``, an ordinary linear layer or convolution, with as many outputs as ``tensors``; None for others."""
-    if "weight" not in tensors or not tensors.keys() <= {"weight", "bias"}:
+def _of_other_classes(own: nn.Module, given: Mapping[str, Tensor]) -> nn.Module | None:
+    """A head like ``own``, an ordinary linear layer or convolution, with as many outputs as ``given``; None for others."""
+    if "weight" not in given or not given.keys() <= {"weight", "bias"}:
         return None
-    weight, bias = tensors["weight"], "bias" in tensors
+    weight, bias = given["weight"], "bias" in given
     if isinstance(own, nn.Linear):
         return nn.Linear(weight.shape[1], weight.shape[0], bias, device=own.weight.device, dtype=own.weight.dtype)
     spec = describe(own)

@@ -46,13 +46,14 @@ class Identity:
             known = self._known = (found, fingerprint(self._backbone, self._head))
         return known[1]
 
-    def warn_of_changes(self, task: str) -> None:
-        """Warn that ``task`` will be one of another backbone than that of the beginning, where values of it have changed.
+    def for_saving(self, task: str) -> dict[str, str]:
+        """As `hashes`, and warn that ``task`` is saved as one of another backbone than that of the beginning.
 
         Warns:
-            UserWarning: they have, outside the head; another dtype is no change.
+            UserWarning: values outside the head have changed; another dtype is no change.
         """
-        before, now = self._first, marks(self._backbone, self._head)
+        found = self.hashes()
+        before, now = self._first, self._marks
         same_dtype = [name for name, mark in now.items() if name in before and mark[0] == before[name][0]]
         changed = [name for name in same_dtype if now[name] != before[name]]
         if changed:
@@ -62,6 +63,7 @@ class Identity:
                 "as one of the backbone as it is now, and the one of before will refuse it",
                 stacklevel=3,
             )
+        return found
 
 
 def fingerprint(backbone: nn.Module, head: str | None) -> dict[str, str]:

@@ -150,7 +150,7 @@ class AdaptedNetwork(nn.Module):
         with self._turns.taken():
             contents = self._contents(name)
             self._slots.check_places()
-            with self._turns.alone():
+            with self._turns.changing():
                 self._slots.fill(contents, self._path)
                 self._active = name
                 self._attention.require(name is not None)
@@ -237,7 +237,7 @@ class AdaptedNetwork(nn.Module):
         return outputs
 
     def _rows(self, tasks: Sequence[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        with self._turns.taken(), self._turns.alone(refuses=True):
+        with self._turns.taken(), self._turns.refusing():
             before = self._active
             self._attention.require(True)
             try:
@@ -268,8 +268,7 @@ class AdaptedNetwork(nn.Module):
         Warns:
             UserWarning: the backbone has changed since it was adapted.
         """
-        self._identity.warn_of_changes(name)
-        write_task(path, self[name], self.backbone, self.backbone_name, self.identity())
+        write_task(path, self[name], self.backbone, self.backbone_name, self._identity.for_saving(name))
 
     def load_task(
         self, path: str | Path | TaskFile, name: str | None = None, head: nn.Module | None = None, *, replace: bool = False

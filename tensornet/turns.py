@@ -42,13 +42,13 @@ class Turns:
         """Inside, it is this thread's turn, which it can take several times."""
         return nullcontext() if torch.compiler.is_dynamo_compiling() else self._in_turn()
 
-    def alone(self, refuses: bool = False) -> AbstractContextManager[None]:
-        """Inside a turn, for a change of the task: waits for the plain calls of other threads, and lets none begin.
+    def changing(self) -> AbstractContextManager[None]:
+        """Inside a turn, a change of the task: it waits for plain calls of other threads, and new ones wait for it."""
+        return nullcontext() if torch.compiler.is_dynamo_compiling() else self._alone_at_work(self._refuses)
 
-        Args:
-            refuses: what would begin is refused, as the change lasts; or else it waits.
-        """
-        return nullcontext() if torch.compiler.is_dynamo_compiling() else self._for_itself(refuses)
+    def refusing(self) -> AbstractContextManager[None]:
+        """Inside a turn, a mixed batch: as `changing`, but it may last, so new calls of other threads are refused."""
+        return nullcontext() if torch.compiler.is_dynamo_compiling() else self._alone_at_work(refuses=True)
 
     def call(self) -> AbstractContextManager[None]:
         """A plain call of the network; those of several threads go side by side.
@@ -74,13 +74,13 @@ class Turns:
                     self._calls[me] = held
 
     @contextmanager
-    def _for_itself(self, refuses: bool) -> Iterator[None]:
+    def _alone_at_work(self, refuses: bool) -> Iterator[None]:
         me = threading.get_ident()
         with self._changed:
             before = self._alone, self._refuses
         try:
             with self._changed:
-                self._alone, self._refuses = me, refuses or self._refuses
+                self._alone, self._refuses = me, refuses
                 self._changed.wait_for(lambda: not self._calls.keys() - {me})
             yield
         finally:

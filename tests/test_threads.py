@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
 import pytest
@@ -195,6 +195,20 @@ def test_a_plain_call_is_of_one_task_from_its_beginning_to_its_end(other, tmp_pa
         assert not refused
 
 
+def begun(call):
+    """The answer of a call in a thread that holds nobody up, should it wait for ever."""
+    answer = Future()
+
+    def run():
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer
+
+
 @pytest.mark.parametrize("act", ["merged", "task", "add"])
 def test_a_call_whose_hook_wants_a_turn_and_a_thread_that_sets_a_task_wait_for_each_other_in_turn(act):
     net = network()
@@ -214,10 +228,9 @@ def test_a_call_whose_hook_wants_a_turn_and_a_thread_that_sets_a_task_wait_for_e
                     net(x)
 
     net.backbone[1].register_forward_pre_hook(hook)
-    with ThreadPoolExecutor(2) as threads:
-        calling = threads.submit(net, x)
-        setting = threads.submit(lambda: reached.wait() and net.set_task("b"))
-        assert not wait([calling, setting], timeout=20).not_done
+    calling = begun(lambda: net(x))
+    setting = begun(lambda: reached.wait(20) and net.set_task("b"))
+    assert not wait([calling, setting], timeout=20).not_done
 
 
 def held(net):
@@ -240,16 +253,15 @@ def test_an_interrupt_of_who_waits_for_others_leaves_nobody_waiting(monkeypatch)
     def interrupted(condition, timeout=None):
         raise KeyboardInterrupt
 
-    with ThreadPoolExecutor(1) as thread:
-        calling = thread.submit(net, x)
-        inside.wait(20)
-        with monkeypatch.context() as patch:
-            patch.setattr(net._turns._changed, "wait_for", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                net.set_task("b")
-        go_on.set()
-        calling.result(20)
-        assert thread.submit(net, x).result(20) is not None
+    calling = begun(lambda: net(x))
+    inside.wait(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(net._turns._changed, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            net.set_task("b")
+    go_on.set()
+    calling.result(20)
+    assert begun(lambda: net(x)).result(20) is not None
 
 
 def test_a_hook_inside_a_mixed_batch_cannot_call_the_network():

@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from pydantic import ValidationError
 from torch import nn
 from typer.testing import CliRunner
@@ -665,3 +666,8 @@ def test_errors_of_the_system_are_told_apart(where, net, images, tmp_path, monke
     with pytest.raises(OSError, match="a socket" if where == "data" else "cannot be kept in") as raised:
         fit.fit(net, task, train, test, settings(), IMAGE, 0, checkpoints=tmp_path / "file" / "state", progress=False)
     assert (type(raised.value) is WriteError) == (where == "checkpoint")
+
+
+def test_states_of_before_are_read_as_those_of_the_same_callback(tmp_path):
+    own, plain = (kind(tmp_path, filename="last", every_n_epochs=1) for kind in (fit._Checkpoint, ModelCheckpoint))
+    assert own.state_key == plain.state_key

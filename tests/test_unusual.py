@@ -1043,7 +1043,7 @@ def test_every_way_to_give_forward_tasks_its_inputs():
         net.forward_tasks(x)
 
 
-def test_a_head_deeper_than_a_file_describes_is_custom(tmp_path):
+def test_a_head_deeper_than_a_file_describes_is_custom():
     head = functools.reduce(lambda inner, _: nn.Sequential(inner), range(40), nn.Linear(8, 3))
     assert describe(head) == {"type": "custom"}
 

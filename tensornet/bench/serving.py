@@ -69,7 +69,7 @@ def mixed(place: Workplace) -> list[Row]:
 @torch.no_grad()
 def switching(place: Workplace) -> list[Row]:
     """One row at a time: of a task that stays set, of another task every time, and of every task."""
-    net = place.network(tasks=8)
+    net, still = place.network(tasks=8), place.network()  # a change of the task takes what was kept of the one before
     x, names = place.inputs(1), net.tasks
     turns = itertools.cycle(names)
 
@@ -82,7 +82,7 @@ def switching(place: Workplace) -> list[Row]:
 
     def staying() -> None:
         for _ in names:
-            place.call(net, x)
+            place.call(still, x)
 
     bare = twin(place.backbone).to(place.device).eval()
     repeated = x.repeat(len(names), *[1] * (x.ndim - 1))

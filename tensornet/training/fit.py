@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from tensornet.outputs import logits
 from tensornet.task import Task
 from tensornet.training.batches import as_trained, augmented
 from tensornet.training.optimizer import optimizer, schedule
+from tensornet.training.quiet import quiet
 from tensornet.training.recipe import Input, Train
 from tensornet.training.statistics import batch_norms, estimate
 
@@ -210,7 +208,7 @@ def fit(
         callbacks.append(_Checkpoint(checkpoints, filename="last", every_n_epochs=1, enable_version_counter=False))
     if progress:
         callbacks.append(RichProgressBar(leave=False))
-    with _quiet():
+    with quiet():
         trainer = L.Trainer(
             max_epochs=settings.epochs,
             precision=settings.precision,
@@ -267,7 +265,7 @@ def _intact(checkpoint: Path) -> bool:
 def evaluate(network: nn.Module, test: Images, image: Input, batch_size: int = 256) -> float:
     """The accuracy in [0, 1] of a network that maps normalised images to logits."""
     settings = Train.model_validate({"epochs": 1, "lr": 1.0})
-    with _quiet():
+    with quiet():
         trainer = L.Trainer(
             logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, devices=1
         )
@@ -281,31 +279,3 @@ def score(trainer: L.Trainer, module: Classifier, test: Images, batch_size: int)
     except SystemExit:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt from None
     return float(metrics["accuracy"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Lightning says about its surroundings: workers, loggers, hardware."""
-    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    with warnings.catch_warnings():
-        for message in _CHATTER:
-            warnings.filterwarnings("ignore", message=message)
-        for logger in levels:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in levels.items():
-                logger.setLevel(level)
-
-
-_CHATTER: Iterable[str] = (
-    r".*does not have many workers.*",
-    r".*module\(s\) in eval mode at the start of training.*",
-    r".*GPU available but not used.*",
-    r".*The number of training batches .*",
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*You're resuming from a checkpoint that ended before.*",
-    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-)

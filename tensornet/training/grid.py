@@ -35,6 +35,10 @@ class Grid:
         variants: names of variants to run; all where it is empty.
         seeds: to run; all where it is empty.
 
+    Attributes:
+        data: of the tasks of ``runs``.
+        runs: that were asked for.
+
     Raises:
         RecipeError: the backbone, the config or a task's data cannot be used: every problem is listed.
     """
